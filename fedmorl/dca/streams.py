@@ -1,0 +1,82 @@
+"""Random streams of the channel: one xoshiro256** per (seed, replication, station, purpose).
+
+A stream is four `uint64` words in an array that the caller owns, so kernels carry their own generator
+state, the answer does not depend on the number of threads, and adding a station or an option leaves
+every other stream as it was.
+
+Sources: Blackman & Vigna (2021), "Scrambled linear pseudorandom number generators" (xoshiro256**);
+Steele, Lea & Flood (2014), "Fast splittable pseudorandom number generators" (SplitMix64).
+"""
+
+import numpy as np
+from numba import njit
+
+ARRIVAL, BACKOFF, POLICY, CHANNEL = range(4)
+N_PURPOSES = 4
+
+_MASK = (1 << 64) - 1
+_U7, _U11, _U17, _U19, _U32, _U45, _U57 = (np.uint64(k) for k in (7, 11, 17, 19, 32, 45, 57))
+_FIVE, _NINE, _ONE = np.uint64(5), np.uint64(9), np.uint64(1)
+
+
+def _splitmix64(x: int) -> tuple[int, int]:
+    """One SplitMix64 step on Python integers: (next state, output)."""
+    x = (x + 0x9E3779B97F4A7C15) & _MASK
+    z = x
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x, z ^ (z >> 31)
+
+
+def make_streams(seed: int, replication: int, n_stations: int) -> np.ndarray:
+    """Stream states, uint64 of shape (N, 4 purposes, 4 words).
+
+    The key (seed, replication, station, purpose) is absorbed word by word, each step mixed by SplitMix64,
+    so that neighbouring keys give unrelated states.
+    """
+    states = np.empty((n_stations, N_PURPOSES, 4), dtype=np.uint64)
+    run_key = _absorb(_absorb(0, seed), replication)
+    for station in range(n_stations):
+        station_key = _absorb(run_key, station)
+        for purpose in range(N_PURPOSES):
+            x = _absorb(station_key, purpose)
+            for word in range(4):
+                x, states[station, purpose, word] = _splitmix64(x)
+    return states
+
+
+def _absorb(key: int, word: int) -> int:
+    return _splitmix64(key ^ (word & _MASK))[1]
+
+
+@njit(cache=True, inline="always")
+def next_u64(s):
+    """Advance a stream `s` (uint64[4]) and return 64 random bits."""
+    x = s[1] * _FIVE
+    result = ((x << _U7) | (x >> _U57)) * _NINE
+    t = s[1] << _U17
+    s[2] ^= s[0]
+    s[3] ^= s[1]
+    s[1] ^= s[2]
+    s[0] ^= s[3]
+    s[2] ^= t
+    s[3] = (s[3] << _U45) | (s[3] >> _U19)
+    return result
+
+
+@njit(cache=True, inline="always")
+def draw_backoff(s, cw):
+    """Uniform integer on {0, ..., cw}; exact when cw + 1 is a power of two, bias below 2^-22 otherwise."""
+    return np.int64(((next_u64(s) >> _U32) * np.uint64(cw + 1)) >> _U32)
+
+
+@njit(cache=True, inline="always")
+def draw_uniform(s):
+    """Uniform float64 on [0, 1), 53 bits."""
+    return np.float64(next_u64(s) >> _U11) * 2.0**-53
+
+
+@njit(cache=True, inline="always")
+def draw_exponential(s, rate):
+    """Exponential float64 with mean 1 / rate."""
+    return -np.log1p(-draw_uniform(s)) / rate
