@@ -1,5 +1,7 @@
 """The shared channel: distributed channel access (DCA), simulated and in closed form."""
 
+from typing import TYPE_CHECKING, Any
+
 from fedmorl.dca.metrics import Metrics, Trace
 from fedmorl.dca.policy import MLPPolicy, Policy
 from fedmorl.dca.scenario import (
@@ -17,6 +19,9 @@ from fedmorl.dca.scenario import (
 )
 from fedmorl.dca.simulate import Replications, Simulation, replicate, simulate
 
+if TYPE_CHECKING:
+    from fedmorl.dca.env import BatchedEnv, DCAParallelEnv
+
 __all__ = [
     "AC_BE",
     "AC_VI",
@@ -24,7 +29,9 @@ __all__ = [
     "CSMA_CA",
     "CSMA_ECA",
     "PRESETS",
+    "BatchedEnv",
     "ConstantRate",
+    "DCAParallelEnv",
     "MLPPolicy",
     "Metrics",
     "Poisson",
@@ -38,3 +45,12 @@ __all__ = [
     "replicate",
     "simulate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The environments load PettingZoo, which a simulation does not need: only on request."""
+    if name in ("BatchedEnv", "DCAParallelEnv"):
+        from fedmorl.dca import env
+
+        return getattr(env, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
+
+from fedmorl.dca.compiled import compiled
 
 N_BINS = 128 * 32 + 256  # delays up to 2^40 slots
 
@@ -31,7 +33,7 @@ def _bit_length_jitted(x):
     return lambda x: np.int64(np.uint64(64) - _ctlz(np.uint64(x)))
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def bin_index(value):
     """Bin of a delay >= 0 [slots]."""
     if value < 256:

@@ -8,8 +8,8 @@ The first draw of a station at slot 0 is rule 3's; `start` makes it.
 """
 
 import numpy as np
-from numba import njit
 
+from fedmorl.dca.compiled import compiled
 from fedmorl.dca.histogram import bin_index
 from fedmorl.dca.state import (
     AGENT,
@@ -30,7 +30,7 @@ from fedmorl.dca.streams import draw_backoff, draw_exponential, draw_uniform
 REACHED, DECIDE, TRACE_FULL = range(3)  # why a kernel returned
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def start(s):
     """Rule 3: at slot 0 every saturated station has a head-of-line packet and draws its counter."""
     for i in range(s.stations.shape[0]):
@@ -38,7 +38,7 @@ def start(s):
             activate(s.stations[i], i, s.channel[0], s.trace, 0)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_trace(u, i, ch, trace, slot, end_slot, event, dropped):
     if ch.tracing == 0:
         return
@@ -48,7 +48,7 @@ def add_trace(u, i, ch, trace, slot, end_slot, event, dropped):
     ch.trace_length += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def activate(u, i, ch, trace, boundary):
     """Rule 4: an empty station gets a packet, visible from `boundary`, and draws its counter."""
     u.active, u.hol, u.retries = 1, boundary, 0
@@ -57,7 +57,7 @@ def activate(u, i, ch, trace, boundary):
     add_trace(u, i, ch, trace, boundary, boundary, DRAW, 0)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_queue_area(u, window_start, instant):
     """Integrate the FIFO length up to `instant` [packet slots]."""
     now = max(instant, np.float64(window_start))
@@ -65,7 +65,7 @@ def add_queue_area(u, window_start, instant):
     u.queue_area_since = now
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def first_arrival(stations):
     """The earliest arrival instant still to be taken [slots, real]; infinite under saturation."""
     earliest = np.inf
@@ -74,7 +74,7 @@ def first_arrival(stations):
     return earliest
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def take_arrivals(stations, ch, queue, trace, before):
     """Rule 4: every arrival with instant < `before`, station by station."""
     for i in range(stations.shape[0]):
@@ -96,7 +96,7 @@ def take_arrivals(stations, ch, queue, trace, before):
                 u.next_arrival = instant + 1.0 / u.rate
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def pop_packet(u, ch, packets, access_counts, delay_counts, end_slot, delivered):
     """The head-of-line packet leaves at boundary `end_slot`; the next one becomes head of line."""
     if delivered:
@@ -117,7 +117,7 @@ def pop_packet(u, ch, packets, access_counts, delay_counts, end_slot, delivered)
         u.active = 0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def end_success(u, i, ch, log, end_slot):
     """Rule 7, success, once the packet is gone."""
     u.successes += 1
@@ -135,7 +135,7 @@ def end_success(u, i, ch, log, end_slot):
         u.counter = draw_backoff(u.backoff_stream, u.cw)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def count_failure(u, kind):
     """Rule 7, collision or frame error: count the attempt; True if the packet is to be dropped."""
     u.retries += 1
@@ -146,7 +146,7 @@ def count_failure(u, kind):
     return dropped
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def end_failure(u, dropped):
     """Rule 7, collision, once a dropped packet is gone; a frame error is handled alike by its sender."""
     if not dropped:
@@ -155,12 +155,12 @@ def end_failure(u, dropped):
         u.counter = draw_backoff(u.backoff_stream, u.cw)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def end_busy(stations, ch, queue, access_histogram, delay_histogram, log, trace):
     """Rules 7 and 8 at the boundary that ends a busy period: arrivals, outcomes, deferrals, DIFS."""
     end_slot, kind = ch.t, ch.kind
     start_slot = end_slot - (ch.failure_slots if kind == COLLISION else ch.tx_slots)
-    if first_arrival(stations) < end_slot:
+    if ch.has_arrivals == 1 and first_arrival(stations) < end_slot:
         take_arrivals(stations, ch, queue, trace, end_slot)
     for i in range(stations.shape[0]):
         u = stations[i]
@@ -190,7 +190,7 @@ def end_busy(stations, ch, queue, access_histogram, delay_histogram, log, trace)
     ch.phase = DIFS if ch.difs_slots > 0 else CONTENTION
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def begin_busy(stations, ch):
     """Rule 6: the marked stations start to send; under `bianchi` every other counter falls by one."""
     ch.kind = SUCCESS if ch.n_sending == 1 else COLLISION
@@ -206,7 +206,7 @@ def begin_busy(stations, ch):
     ch.phase = BUSY
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def pass_busy_slots(ch, n_slots):
     """Count `n_slots` slots of the current busy period."""
     if ch.kind == SUCCESS:
@@ -219,7 +219,7 @@ def pass_busy_slots(ch, n_slots):
     ch.remaining -= n_slots
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def pass_difs_slots(ch, n_slots):
     """Count `n_slots` slots of DIFS; contention resumes when none is left."""
     ch.difs_count += n_slots
@@ -229,7 +229,7 @@ def pass_difs_slots(ch, n_slots):
         ch.phase = CONTENTION
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def observe(u, i, ch, n_stations):
     """Fill `u.observation` at the current contention slot: FedMORL's observation and own retries."""
     row = u.observation
@@ -245,7 +245,7 @@ def observe(u, i, ch, n_stations):
     row[7] = min(u.retries, 7) / 7.0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def reference_d2lt(i, ch, n_stations, own):
     """What the own D2LT is divided by: everybody's sum, or own plus the last overheard success's."""
     if ch.d2lt_local == 0:
@@ -254,32 +254,52 @@ def reference_d2lt(i, ch, n_stations, own):
     return own + np.float64(ch.t - other)
 
 
-@njit(cache=True, nogil=True, fastmath=True)
-def transmit_logit(observation, sizes, weights, scratch):
+@compiled(fastmath=True)
+def transmit_logit(observation, policy, sizes, weights, scratch):
     """logit(transmit) - logit(defer) of a packed ReLU network; `scratch` holds two layers."""
-    x, y = scratch[0], scratch[1]
-    n_in = sizes[1]
-    x[:n_in] = observation[:n_in]
-    offset = 0
-    for layer in range(sizes[0] - 1):
-        n_out = sizes[2 + layer]
-        y[:n_out] = weights[offset + n_in * n_out : offset + (n_in + 1) * n_out]
-        for j in range(n_in):
-            if x[j] != 0.0:
-                row = weights[offset + j * n_out : offset + (j + 1) * n_out]
-                for k in range(n_out):
-                    y[k] += x[j] * row[k]
-        for k in range(n_out):
-            y[k] = max(y[k], np.float32(0.0))
+    n_in, offset, here = 8, 0, 0
+    for j in range(8):
+        scratch[0, j] = observation[j]
+    for layer in range(sizes[policy, 0] - 1):
+        n_out, there = sizes[policy, 1 + layer], 1 - here
+        if layer == 0:
+            first_layer(observation, policy, weights, scratch, n_out)
+        else:
+            for k in range(n_out):
+                scratch[there, k] = weights[policy, offset + n_in * n_out + k]
+            for j in range(n_in):
+                x = scratch[here, j]
+                if x != 0.0:
+                    for k in range(n_out):
+                        scratch[there, k] += x * weights[policy, offset + j * n_out + k]
+            for k in range(n_out):
+                scratch[there, k] = max(scratch[there, k], np.float32(0.0))
         offset += (n_in + 1) * n_out
-        x, y, n_in = y, x, n_out
-    logit = weights[offset + 2 * n_in + 1] - weights[offset + 2 * n_in]
+        n_in, here = n_out, there
+    logit = weights[policy, offset + n_in]
     for j in range(n_in):
-        logit += x[j] * (weights[offset + 2 * j + 1] - weights[offset + 2 * j])
+        logit += scratch[here, j] * weights[policy, offset + j]
     return logit
 
 
-@njit(cache=True, nogil=True)
+@compiled(fastmath=True)
+def first_layer(observation, policy, weights, scratch, n):
+    """ReLU(observation @ W + b) into scratch[1]: eight inputs by name, so that the loop over units is vectors."""
+    x0, x1, x2, x3 = observation[0], observation[1], observation[2], observation[3]
+    x4, x5, x6, x7 = observation[4], observation[5], observation[6], observation[7]
+    w = policy
+    for k in range(n):
+        unit = (
+            weights[w, 8 * n + k]
+            + x0 * weights[w, k] + x1 * weights[w, n + k]
+            + x2 * weights[w, 2 * n + k] + x3 * weights[w, 3 * n + k]
+            + x4 * weights[w, 4 * n + k] + x5 * weights[w, 5 * n + k]
+            + x6 * weights[w, 6 * n + k] + x7 * weights[w, 7 * n + k]
+        )  # fmt: skip
+        scratch[1, k] = max(unit, np.float32(0.0))
+
+
+@compiled
 def mark_deciders(stations):
     """Rule 11: mark the stations whose policy may decide in this slot: (all of them, those outside)."""
     n_deciding, n_outside = 0, 0
@@ -291,7 +311,7 @@ def mark_deciders(stations):
     return n_deciding, n_outside
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def decide(stations, ch, sizes, weights, scratch):
     """Rule 11: every in-kernel policy that may decide draws its action from the same snapshot."""
     n_stations = stations.shape[0]
@@ -300,13 +320,13 @@ def decide(stations, ch, sizes, weights, scratch):
         if u.may_decide == 1:
             if u.policy >= 0:
                 observe(u, i, ch, n_stations)
-                logit = transmit_logit(u.observation, sizes[u.policy], weights[u.policy], scratch)
+                logit = transmit_logit(u.observation, u.policy, sizes, weights, scratch)
                 u.action = np.int64(draw_uniform(u.policy_stream) < 1.0 / (1.0 + np.exp(-np.float64(logit))))
                 ch.decisions += 1
             u.previous_action = u.action
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def mark_senders(stations, ch):
     """Rule 5: the set K of stations that send in this contention slot; its size."""
     ch.n_sending = 0
@@ -319,7 +339,7 @@ def mark_senders(stations, ch):
     return ch.n_sending
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def observe_outside(stations, ch):
     """Observations for the policies that live outside the kernel."""
     for i in range(stations.shape[0]):
@@ -327,7 +347,7 @@ def observe_outside(stations, ch):
             observe(stations[i], i, ch, stations.shape[0])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def pass_idle_slots(stations, ch, n_slots):
     """Rule 5, K empty: deferrals fall first, then the counters of active stations."""
     for i in range(stations.shape[0]):
@@ -341,7 +361,7 @@ def pass_idle_slots(stations, ch, n_slots):
     ch.outcome = IDLE
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def slots_to_next_event(stations, t, until):
     """Rule 13: how far every station agrees to skip from an idle contention slot."""
     skip = until - t
@@ -357,12 +377,12 @@ def slots_to_next_event(stations, t, until):
     return skip
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def open_contention(stations, ch, queue, trace, sizes, weights, scratch):
     """Arrivals and decisions at the current contention slot; DECIDE if an outside policy must answer first."""
     if ch.tracing == 1 and ch.trace_length + 2 * stations.shape[0] > trace.shape[0]:
         return TRACE_FULL
-    if first_arrival(stations) < ch.t:
+    if ch.has_arrivals == 1 and first_arrival(stations) < ch.t:
         take_arrivals(stations, ch, queue, trace, ch.t)
     n_deciding, n_outside = mark_deciders(stations)
     if n_outside > 0 and ch.answered == 0:
@@ -374,7 +394,7 @@ def open_contention(stations, ch, queue, trace, sizes, weights, scratch):
     return REACHED
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def run_slots(s, until):
     """Run to slot `until`, one slot at a time; returns why it stopped: REACHED, DECIDE or TRACE_FULL."""
     stations, queue, log, trace = s.stations, s.queue, s.log, s.trace
@@ -399,13 +419,9 @@ def run_slots(s, until):
     return REACHED
 
 
-@njit(cache=True, nogil=True)
-def run_events(s, until):
-    """Run to slot `until` from event to event; returns why it stopped: REACHED, DECIDE or TRACE_FULL."""
-    stations, queue, log, trace = s.stations, s.queue, s.log, s.trace
-    access_histogram, delay_histogram = s.access_histogram, s.delay_histogram
-    sizes, weights, scratch = s.sizes, s.weights, s.scratch
-    ch = s.channel[0]
+@compiled
+def advance(stations, ch, queue, access_histogram, delay_histogram, log, trace, sizes, weights, scratch, until):
+    """`run_events` on the arrays of one channel."""
     while ch.t < until:
         if ch.phase == BUSY:
             pass_busy_slots(ch, min(ch.remaining, until - ch.t))
@@ -424,7 +440,16 @@ def run_events(s, until):
     return REACHED
 
 
-@njit(cache=True, nogil=True)
+@compiled
+def run_events(s, until):
+    """Run to slot `until` from event to event; returns why it stopped: REACHED, DECIDE or TRACE_FULL."""
+    return advance(
+        s.stations, s.channel[0], s.queue, s.access_histogram, s.delay_histogram, s.log, s.trace,
+        s.sizes, s.weights, s.scratch, until,
+    )  # fmt: skip
+
+
+@compiled
 def settle(s):
     """Take the arrivals up to the current slot (rule 12), without moving time."""
     take_arrivals(s.stations, s.channel[0], s.queue, s.trace, s.channel[0].t)

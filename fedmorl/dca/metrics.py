@@ -8,7 +8,7 @@ import numpy as np
 
 from fedmorl.dca.histogram import percentiles
 from fedmorl.dca.scenario import Saturated, Scenario
-from fedmorl.dca.state import EVENT_NAMES, State
+from fedmorl.dca.state import CHANNEL, EVENT_NAMES, TRACE_FIELDS, State
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,7 @@ class Trace:
         """
         import pandas as pd
 
-        frame = pd.DataFrame({name: np.array(self.rows[name]) for name in self.rows.dtype.names})
+        frame = pd.DataFrame({name: np.array(self.rows[name]) for name in TRACE_FIELDS})
         frame["event"] = np.array(EVENT_NAMES)[frame["event"]]
         return frame.astype({"dropped": bool})
 
@@ -283,7 +283,7 @@ class Metrics:
 def measure(scenario: Scenario, state: State, trace: bool) -> Metrics:
     """A snapshot of the window so far; copies what the kernels would go on changing."""
     channel = state.channel[0]
-    counts = {name: int(channel[name]) for name in state.channel.dtype.names}
+    counts = {name: int(channel[name]) for name in CHANNEL.names or ()}
     return Metrics(
         scenario=scenario,
         window_slots=counts["t"] - counts["window_start"],

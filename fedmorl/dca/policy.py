@@ -43,14 +43,11 @@ class MLPPolicy:
             raise ValueError("layers must hold at least one (weight, bias) pair; got none")
         n_in = self.layers[0][0].shape[0] if self.layers[0][0].ndim == 2 else 0
         if not len(OBSERVATION) <= n_in <= len(FEATURES):
-            raise ValueError(
-                f"layers[0] must take {len(OBSERVATION)} or {len(FEATURES)} inputs {FEATURES}; got {n_in}"
-            )
+            raise ValueError(f"layers[0] must take {len(OBSERVATION)} or {len(FEATURES)} inputs {FEATURES}; got {n_in}")
         for k, (w, b) in enumerate(self.layers):
             if w.ndim != 2 or w.shape[0] != n_in or b.shape != (w.shape[1],):
                 raise ValueError(
-                    f"layers[{k}] must have weight ({n_in}, n_out) and bias (n_out,); "
-                    f"got {w.shape} and {b.shape}"
+                    f"layers[{k}] must have weight ({n_in}, n_out) and bias (n_out,); got {w.shape} and {b.shape}"
                 )
             if not (np.isfinite(w).all() and np.isfinite(b).all()):
                 raise ValueError(f"layers[{k}] must be finite; it holds NaN or infinity")
@@ -86,16 +83,25 @@ class MLPPolicy:
 
 
 def pack_weights(policies: Sequence[MLPPolicy]) -> tuple[np.ndarray, np.ndarray]:
-    """Policies as two arrays for a kernel: sizes (P, 2 + max layers) int64 and weights (P, most) float32.
+    """Policies as two arrays for a kernel: sizes (P, 1 + layers) int64 and weights (P, most) float32.
 
-    `sizes[p]` is (number of layers, n_in, n_out of each layer); a layer's weights are its rows, then its bias.
+    `sizes[p]` is (number of layers, n_out of each); a layer's weights are its rows, then its bias. The first
+    layer is padded to the 8 features. Only the difference of the two logits decides, so of the last layer
+    transmit - defer is kept.
     """
     depth = max((len(p.layers) for p in policies), default=0)
-    flat = [np.concatenate([part.ravel() for layer in p.layers for part in layer]) for p in policies]
-    sizes = np.zeros((max(len(policies), 1), 2 + depth), dtype=np.int64)
+    flat = [_flat_weights(p) for p in policies]
+    sizes = np.zeros((max(len(policies), 1), 1 + depth), dtype=np.int64)
     weights = np.zeros((max(len(policies), 1), max((f.size for f in flat), default=1)), dtype=np.float32)
     for k, policy in enumerate(policies):
-        sizes[k, 0] = len(policy.layers)
-        sizes[k, 1 : 2 + len(policy.layers)] = [policy.n_inputs, *(w.shape[1] for w, _ in policy.layers)]
+        sizes[k, : 1 + len(policy.layers)] = [len(policy.layers), *(w.shape[1] for w, _ in policy.layers)]
         weights[k, : flat[k].size] = flat[k]
     return sizes, weights
+
+
+def _flat_weights(policy: MLPPolicy) -> np.ndarray:
+    layers = [[w, b] for w, b in policy.layers]
+    layers[0][0] = np.pad(layers[0][0], ((0, len(FEATURES) - policy.n_inputs), (0, 0)))
+    weight, bias = layers[-1]
+    layers[-1] = [weight[:, 1] - weight[:, 0], bias[1:] - bias[:1]]
+    return np.concatenate([part.ravel() for layer in layers for part in layer])

@@ -8,9 +8,10 @@ bits as `kernels.run_events`.
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
 
+from fedmorl.dca.compiled import compiled
 from fedmorl.dca.histogram import bin_index
 from fedmorl.dca.scenario import Saturated, Scenario
 from fedmorl.dca.state import COLLISION, ECA, SUCCESS
@@ -59,7 +60,7 @@ def ring_fits(scenario: Scenario) -> bool:
     )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def run_ring(s, until, n_buckets):
     """From a contention slot, run every busy period whose DIFS ends by `until`; stop at the slot it opens.
 
@@ -175,13 +176,13 @@ def run_ring(s, until, n_buckets):
     note_last_event(s, last_kind, winner)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 def put(buckets, occupied, position, members):
     buckets[position] |= members
     occupied[position >> 6] |= _ONE << np.uint64(position & 63)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def note_last_event(s, last_kind, winner):
     """What stations would observe next: the last outcome, and who succeeded when."""
     ch = s.channel[0]

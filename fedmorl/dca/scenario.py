@@ -91,9 +91,7 @@ class Station:
             raise ValueError(f"cw_min must be <= cw_max; got cw_min={self.cw_min} > cw_max={self.cw_max}")
         _check_integer("aifs_slots", self.aifs_slots, 0, 1000, "from difs_slots to 1000")
         if self.eca_backoff_slots is not None:
-            _check_integer(
-                "eca_backoff_slots", self.eca_backoff_slots, 1, MAX_WINDOW, f"from 1 to {MAX_WINDOW}"
-            )
+            _check_integer("eca_backoff_slots", self.eca_backoff_slots, 1, MAX_WINDOW, f"from 1 to {MAX_WINDOW}")
         _check_integer("retry_limit", self.retry_limit, 0, 1_000_000, "0 (never drop) or a positive count")
         _check_number("frame_error_rate", self.frame_error_rate, 0.0, 1.0, "between 0 and 1")
         _check_traffic("traffic", self.traffic, or_none=True)

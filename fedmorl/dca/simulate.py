@@ -46,9 +46,7 @@ class Simulation:
         trace: bool = False,
     ) -> None:
         if not isinstance(scenario, Scenario):
-            raise ValueError(
-                f"scenario must be a Scenario, such as Scenario.uniform(AC_BE, 10); got {scenario!r}"
-            )
+            raise ValueError(f"scenario must be a Scenario, such as Scenario.uniform(AC_BE, 10); got {scenario!r}")
         if mode not in ("event", "slot"):
             raise ValueError(f'mode must be "event" or "slot"; got {mode!r}')
         seed, replication = (
@@ -60,9 +58,7 @@ class Simulation:
         self._n_buckets = ring_size(scenario) if mode == "event" and not trace and ring_fits(scenario) else 0
         self._memory: dict[int, Any] = dict.fromkeys(range(scenario.n_stations))
         self._rng = {
-            k: np.random.default_rng([seed, replication, k])
-            for k, s in enumerate(scenario.stations)
-            if s.policy
+            k: np.random.default_rng([seed, replication, k]) for k, s in enumerate(scenario.stations) if s.policy
         }
         self.state = make_state(scenario, seed, replication)
         self.state.channel["tracing"] = self.traced
@@ -100,7 +96,7 @@ class Simulation:
 
     def _answer(self) -> None:
         stations = self.state.stations
-        for k in np.flatnonzero((stations["may_decide"] == 1) & (stations["policy"] < 0)):
+        for k in np.flatnonzero((stations["may_decide"] == 1) & (stations["policy"] < 0)).tolist():
             observation = stations["observation"][k, : len(OBSERVATION)].copy()
             policy = self.scenario.stations[k].policy
             action, self._memory[k] = policy.act(observation, self._memory[k], self._rng[k])

@@ -21,135 +21,38 @@ DRAW = 0  # a trace row's event: DRAW, SUCCESS, COLLISION or ERROR
 EVENT_NAMES = ("draw", "success", "collision", "error")
 
 STREAM_FIELDS = ("arrival_stream", "backoff_stream", "policy_stream", "channel_stream")
-
+STATION_SETTINGS = "access policy cw_min cw_max eca_backoff aifs_extra retry_limit traffic".split()
+STATION_DYNAMICS = (
+    "cw counter defer retries active sending "  # back-off
+    "queue_head queue_len hol last_success previous_action action may_decide"  # queue, head of line, agent
+).split()
+STATION_COUNTS = "successes collisions errors dropped blocked arrivals access_delay_sum".split()
 STATION = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            "access",
-            "policy",
-            "cw_min",
-            "cw_max",
-            "eca_backoff",
-            "aifs_extra",
-            "retry_limit",
-            "traffic",
-            # dynamic: back-off
-            "cw",
-            "counter",
-            "defer",
-            "retries",
-            "active",
-            "sending",
-            # dynamic: queue, head-of-line boundary, last success, agent
-            "queue_head",
-            "queue_len",
-            "hol",
-            "last_success",
-            "previous_action",
-            "action",
-            "may_decide",
-            # counts over the window
-            "successes",
-            "collisions",
-            "errors",
-            "dropped",
-            "blocked",
-            "arrivals",
-            "queued_at_start",
-            "access_delay_sum",
-        )
-    ]
+    [(name, np.int64) for name in (*STATION_SETTINGS, *STATION_DYNAMICS, *STATION_COUNTS, "queued_at_start")]
     + [
         (name, np.float64)
-        for name in (
-            "frame_error_rate",
-            "rate",
-            "next_arrival",
-            "queue_area",
-            "queue_area_since",
-            "delay_sum",
-        )
+        for name in "frame_error_rate rate next_arrival queue_area_since queue_area delay_sum".split()
     ]
     + [(name, np.uint64, 4) for name in STREAM_FIELDS]
     + [("observation", np.float32, len(FEATURES))],  # see fedmorl.dca.policy.FEATURES
     align=True,
 )
 
-CHANNEL = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            "tx_slots",
-            "failure_slots",
-            "difs_slots",
-            "eifs_extra",
-            "buffer",
-            "bianchi",
-            "d2lt_local",
-            "logging",
-            "tracing",
-            # dynamic
-            "t",
-            "phase",
-            "remaining",
-            "kind",
-            "n_sending",
-            "outcome",
-            "winner",
-            "answered",
-            "last_success_sum",
-            "last_winner_slot",
-            "other_winner_slot",
-            "reward_glob",
-            # counts over the window
-            "window_start",
-            "idle_slots",
-            "success_slots",
-            "collision_slots",
-            "error_slots",
-            "difs_count",
-            "n_successes",
-            "n_collisions",
-            "n_errors",
-            "decisions",
-            "log_length",
-            "trace_length",
-        )
-    ]
-)
-
-TRACE = np.dtype(
-    [
-        (name, np.int64)
-        for name in ("slot", "end_slot", "station", "event", "cw", "counter", "retries", "dropped")
-    ]
-)
-
-STATION_COUNTS = (
-    "successes",
-    "collisions",
-    "errors",
-    "dropped",
-    "blocked",
-    "arrivals",
-    "access_delay_sum",
-    "queue_area",
-    "delay_sum",
-)
+CHANNEL_SETTINGS = (
+    "tx_slots failure_slots difs_slots eifs_extra buffer bianchi d2lt_local has_arrivals logging tracing"
+).split()
+CHANNEL_DYNAMICS = (
+    "t phase remaining kind n_sending outcome winner answered "
+    "last_success_sum last_winner_slot other_winner_slot reward_glob window_start"
+).split()
 CHANNEL_COUNTS = (
-    "idle_slots",
-    "success_slots",
-    "collision_slots",
-    "error_slots",
-    "difs_count",
-    "n_successes",
-    "n_collisions",
-    "n_errors",
-    "decisions",
-    "log_length",
-    "trace_length",
-)
+    "idle_slots success_slots collision_slots error_slots difs_count n_successes n_collisions n_errors "
+    "decisions log_length trace_length"
+).split()
+CHANNEL = np.dtype([(name, np.int64) for name in (*CHANNEL_SETTINGS, *CHANNEL_DYNAMICS, *CHANNEL_COUNTS)])
+
+TRACE_FIELDS = "slot end_slot station event cw counter retries dropped".split()
+TRACE = np.dtype([(name, np.int64) for name in TRACE_FIELDS])
 
 
 class State(NamedTuple):
@@ -201,13 +104,14 @@ def _fill_channel(channel: np.ndarray, scenario: Scenario) -> None:
     channel["buffer"] = scenario.buffer
     channel["bianchi"] = scenario.countdown == "bianchi"
     channel["d2lt_local"] = scenario.d2lt == "local"
+    channel["has_arrivals"] = any(
+        not isinstance(scenario.station_traffic(k), Saturated) for k in range(scenario.n_stations)
+    )
     channel["winner"] = -1
     channel["logging"] = 1
 
 
-def _fill_station(
-    state: State, i: int, station: Station, scenario: Scenario, policies: list[MLPPolicy]
-) -> None:
+def _fill_station(state: State, i: int, station: Station, scenario: Scenario, policies: list[MLPPolicy]) -> None:
     row, traffic = state.stations[i], scenario.station_traffic(i)
     row["access"] = AGENT if station.policy is not None else DCF if station.eca_backoff_slots is None else ECA
     row["policy"] = policies.index(station.policy) if isinstance(station.policy, MLPPolicy) else -1
@@ -233,7 +137,7 @@ def open_window(state: State) -> None:
     channel["window_start"] = channel["t"]
     for name in CHANNEL_COUNTS:
         channel[name] = 0
-    for name in STATION_COUNTS:
+    for name in (*STATION_COUNTS, "queue_area", "delay_sum"):
         stations[name] = 0
     stations["queued_at_start"] = stations["queue_len"]
     stations["queue_area_since"] = channel["t"]

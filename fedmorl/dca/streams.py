@@ -9,7 +9,8 @@ Steele, Lea & Flood (2014), "Fast splittable pseudorandom number generators" (Sp
 """
 
 import numpy as np
-from numba import njit
+
+from fedmorl.dca.compiled import compiled
 
 ARRIVAL, BACKOFF, POLICY, CHANNEL = range(4)
 N_PURPOSES = 4
@@ -49,7 +50,7 @@ def _absorb(key: int, word: int) -> int:
     return _splitmix64(key ^ (word & _MASK))[1]
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def next_u64(s):
     """Advance a stream `s` (uint64[4]) and return 64 random bits."""
     x = s[1] * _FIVE
@@ -64,19 +65,19 @@ def next_u64(s):
     return result
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def draw_backoff(s, cw):
     """Uniform integer on {0, ..., cw}; exact when cw + 1 is a power of two, bias below 2^-22 otherwise."""
     return np.int64(((next_u64(s) >> _U32) * np.uint64(cw + 1)) >> _U32)
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def draw_uniform(s):
     """Uniform float64 on [0, 1), 53 bits."""
     return np.float64(next_u64(s) >> _U11) * 2.0**-53
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def draw_exponential(s, rate):
     """Exponential float64 with mean 1 / rate."""
     return -np.log1p(-draw_uniform(s)) / rate
