@@ -34,6 +34,10 @@ from fedmorl.dca.metrics import jain_index
 MIXED = [AC_VO, replace(AC_BE, aifs_slots=5), CSMA_ECA, replace(CSMA_CA, frame_error_rate=0.1, retry_limit=4)]
 SCENARIOS = {
     "BE saturated": Scenario.uniform(AC_BE, 5),
+    "a pair": Scenario.uniform(AC_VO, 2, collision_slots=50),
+    "a pair, bianchi, retry limit": Scenario(
+        stations=[replace(AC_VO, retry_limit=2), replace(CSMA_CA, retry_limit=5)], countdown="bianchi"
+    ),
     "VO bianchi": Scenario.uniform(AC_VO, 6, countdown="bianchi"),
     "ECA": Scenario.uniform(CSMA_ECA, 7),
     "ECA bianchi": Scenario.uniform(CSMA_ECA, 3, countdown="bianchi"),

@@ -100,11 +100,11 @@ def bianchi(
     "frozen" (ours, in the spirit of the two later papers) takes an idle slot and the chain of busy periods it
     sets off as one step: see `_chain`. E = 1 + n_s T_b + n_c T_c per step.
 
-    Both take the stations as independent. That is exact with a single window (cw_min = cw_max, or
-    retry_limit = 1); beside simulations of 2e8 slots with N = 2..30 the throughput was otherwise within 1.6 %
-    and p within 0.02 for cw_min = 7, within 0.5 % and 0.01 for CW 15-31 and 31-1023. Compare a prediction
-    with a simulation of its own count-down only: the rule alone is worth 0.397 against 0.343 for CW 7-15 and
-    N = 14. "frozen" takes 2-30 ms for N <= 64 and up to 50 ms for N = 256.
+    Both take the stations as independent. For throughput and p that is exact with a single window (cw_min =
+    cw_max, or retry_limit = 1); beside simulations of 2e8 slots with N = 2..30 throughput was otherwise
+    within 1.6 % and p within 0.02 for cw_min = 7, within 0.5 % and 0.01 for CW 15-31 and 31-1023. Compare a
+    prediction with a simulation of its own count-down only: the rule alone is worth 0.397 against 0.343 for
+    CW 7-15 and N = 14. All stations are alike, with no AIFS differences, EIFS or frame errors.
 
     With cw_min = 0 a `frozen` chain may never end. The long run is then exact, not mean-field: for N >= 2
     either all collide for ever (cw_max = 0, or retry_limit = 1), or one station that succeeds redraws 0 and

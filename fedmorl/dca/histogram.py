@@ -12,6 +12,7 @@ from numba.extending import intrinsic, overload
 
 from fedmorl.dca.compiled import compiled
 
+_U7, _U128 = np.uint64(7), np.uint64(128)
 N_BINS = 128 * 32 + 256  # delays up to 2^40 slots
 
 
@@ -40,6 +41,13 @@ def bin_index(value):
         return np.int64(value)
     shift = bit_length(value) - 8
     return min(128 * shift + (np.int64(value) >> shift), N_BINS - 1)
+
+
+@compiled(inline="always")
+def bin_index_unsigned(value):
+    """`bin_index` of a uint64 below 2^40, without a branch."""
+    octave = np.uint64(bit_length(value | _U128) - 8)
+    return (octave << _U7) + (value >> octave)
 
 
 def bin_centres() -> np.ndarray:

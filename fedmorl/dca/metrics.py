@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedmorl.dca.fairness import count_captures, mean_jain_of_blocks, mean_jain_of_windows
 from fedmorl.dca.histogram import percentiles
 from fedmorl.dca.scenario import Saturated, Scenario
 from fedmorl.dca.state import CHANNEL, EVENT_NAMES, TRACE_FIELDS, State
@@ -203,10 +204,6 @@ class Metrics:
 
     # -- fairness -----------------------------------------------------------------------------------------
     @property
-    def _winners(self) -> np.ndarray:
-        return (self.log & 0xFF).astype(np.int64)
-
-    @property
     def jain_index(self) -> float:
         """Jain's index of the stations' successes over the whole window; NaN without a success."""
         return float(jain_index(self.stations["successes"]))
@@ -215,11 +212,7 @@ class Metrics:
     def jain_short(self) -> float:
         """Mean Jain's index over successive blocks of 10 N successes (ours); NaN if there is no full block."""
         n = self.scenario.n_stations
-        n_blocks = self.log.size // (10 * n)
-        if n_blocks == 0:
-            return float("nan")
-        block = np.repeat(np.arange(n_blocks), 10 * n)
-        return float(self._jain_of_groups(block, self._winners[: block.size], n_blocks).mean())
+        return float(mean_jain_of_blocks(self.log, n, 10 * n))
 
     def jain_window(self, slots: int) -> float:
         """Mean Jain's index over successive full windows of `slots` slots; windows without a success are left out.
@@ -229,20 +222,13 @@ class Metrics:
         if isinstance(slots, bool) or not 1 <= slots <= self.window_slots:
             raise ValueError(f"slots must be from 1 to the {self.window_slots} slots observed; got {slots!r}")
         n_windows = self.window_slots // int(slots)
-        window = ((self.log >> 8) - self.warmup_slots - 1) // int(slots)
-        inside = window < n_windows
-        values = self._jain_of_groups(window[inside], self._winners[inside], n_windows)
-        return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-
-    def _jain_of_groups(self, group: np.ndarray, winner: np.ndarray, n_groups: int) -> np.ndarray:
-        n = self.scenario.n_stations
-        return jain_index(np.bincount(group * n + winner, minlength=n_groups * n).reshape(n_groups, n))
+        n, busy_slots = self.scenario.n_stations, self.scenario.tx_slots + self.scenario.difs_slots
+        return float(mean_jain_of_windows(self.log, n, self.warmup_slots, int(slots), n_windows, busy_slots))
 
     @property
     def capture_index(self) -> float:
         """Share of successes whose previous success on the channel was the same station's."""
-        winners = self._winners
-        return float(np.mean(winners[1:] == winners[:-1])) if winners.size > 1 else float("nan")
+        return _ratio(count_captures(self.log), self.log.size - 1) if self.log.size > 1 else float("nan")
 
     # -- tables -------------------------------------------------------------------------------------------
     @property
@@ -281,7 +267,7 @@ class Metrics:
 
 
 def measure(scenario: Scenario, state: State, trace: bool) -> Metrics:
-    """A snapshot of the window so far; copies what the kernels would go on changing."""
+    """The window so far, as views of `state`: for a state that no kernel will touch again."""
     channel = state.channel[0]
     counts = {name: int(channel[name]) for name in CHANNEL.names or ()}
     return Metrics(
@@ -289,9 +275,9 @@ def measure(scenario: Scenario, state: State, trace: bool) -> Metrics:
         window_slots=counts["t"] - counts["window_start"],
         warmup_slots=counts["window_start"],
         counts=counts,
-        stations=np.array(state.stations),
-        access_histogram=state.access_histogram.copy(),
-        delay_histogram=state.delay_histogram.copy(),
-        log=state.log[: counts["log_length"]].copy(),
-        trace=Trace(np.array(state.trace[: counts["trace_length"]])) if trace else None,
+        stations=state.stations.view(np.ndarray),
+        access_histogram=state.access_histogram,
+        delay_histogram=state.delay_histogram,
+        log=state.log[: counts["log_length"]],
+        trace=Trace(state.trace[: counts["trace_length"]]) if trace else None,
     )

@@ -1,9 +1,12 @@
-"""The fast path: saturated DCF and CSMA/ECA stations on a bucket ring.
+"""The fast path: saturated DCF and CSMA/ECA stations, from one busy period to the next.
 
 Idle contention slots are counted by one clock. A station waits in the bucket of the clock value at which
 its counter reaches 0, so nothing is decremented and the next event is a count of trailing zeros in the
-map of occupied buckets: the cost hardly depends on the number of stations. Same rules, same streams, same
-bits as `kernels.run_events`.
+map of occupied buckets: the cost hardly depends on the number of stations. Of two equal stations only the
+difference of the counters matters, and `run_pair` keeps just that. Same rules, same streams, same bits as
+`kernels.run_events`, which finishes what is left to the slot asked for.
+
+All arithmetic is unsigned: numba then indexes arrays without asking whether the index is negative.
 """
 
 import numpy as np
@@ -12,13 +15,14 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from fedmorl.dca.compiled import compiled
-from fedmorl.dca.histogram import bin_index
+from fedmorl.dca.histogram import bin_index_unsigned
 from fedmorl.dca.scenario import Saturated, Scenario
 from fedmorl.dca.state import COLLISION, ECA, SUCCESS
-from fedmorl.dca.streams import draw_backoff
+from fedmorl.dca.streams import next_word, step_back
 
 MAX_RING_STATIONS = 64
-_ZERO, _ONE, _U6, _U63 = np.uint64(0), np.uint64(1), np.uint64(6), np.uint64(63)
+_ZERO, _ONE, _TWO, _U6, _U8, _U32, _U63, _U64 = (np.uint64(k) for k in (0, 1, 2, 6, 8, 32, 63, 64))
+_COUNT = np.uint32(1)
 
 
 @intrinsic
@@ -30,19 +34,19 @@ def _cttz(typingctx, x):
 
 
 def trailing_zeros(x):
-    """Number of trailing zero bits of a positive integer."""
-    return (int(x) & -int(x)).bit_length() - 1
+    """Number of trailing zero bits of a positive uint64."""
+    return np.uint64((int(x) & -int(x)).bit_length() - 1)
 
 
 @overload(trailing_zeros, inline="always")
 def _trailing_zeros_jitted(x):
-    return lambda x: np.int64(_cttz(np.uint64(x)))
+    return lambda x: _cttz(x)
 
 
 def ring_size(scenario: Scenario) -> int:
-    """Buckets needed: a power of two above the largest draw + 1, at least one 64-bit word."""
+    """Buckets needed: a power of two with room for the largest draw and a spare word of 64."""
     largest = max(max(s.cw_max, s.eca_backoff_slots or 0) for s in scenario.stations)
-    return max(64, 1 << (largest + 2 - 1).bit_length())
+    return 1 << (largest + 64).bit_length()
 
 
 def ring_fits(scenario: Scenario) -> bool:
@@ -60,141 +64,235 @@ def ring_fits(scenario: Scenario) -> bool:
     )
 
 
+def pair_fits(scenario: Scenario) -> bool:
+    """Whether `run_pair` can: the ring fits, and there are two DCF stations with the same CWmin."""
+    a, b = scenario.stations[0], scenario.stations[-1]
+    plain = a.eca_backoff_slots is None and b.eca_backoff_slots is None
+    return scenario.n_stations == 2 and plain and a.cw_min == b.cw_min and ring_fits(scenario)
+
+
 @compiled
 def run_ring(s, until, n_buckets):
     """From a contention slot, run every busy period whose DIFS ends by `until`; stop at the slot it opens.
 
-    The few slots left to `until` are `run_events`' to finish.
+    Real time is clock + lag: the clock counts idle contention slots (and, under `bianchi`, busy periods), the
+    lag the rest. `page` is the word of the map of occupied buckets that holds the clock, kept in a register;
+    its copy in memory may be stale.
     """
-    ch = s.channel[0]
-    n = s.stations.shape[0]
-    buckets = np.zeros(n_buckets, np.uint64)  # stations whose counter reaches 0 at this clock value
+    ch, n = s.channel[0], np.uint64(s.stations.shape[0])
+    stations, log, histogram = s.stations, s.log, s.access_histogram
+    tx_slots, failure_slots, difs_slots = np.uint64(ch.tx_slots), np.uint64(ch.failure_slots), np.uint64(ch.difs_slots)
+    limit, bianchi, n_log = np.uint64(max(until - ch.difs_slots, 0)), np.uint64(ch.bianchi), np.uint64(ch.log_length)
+    buckets = np.zeros(n_buckets, np.uint64)  # the stations whose counter reaches 0 at each clock value
     occupied = np.zeros(n_buckets >> 6, np.uint64)
-    bucket_mask, word_mask = np.int64(n_buckets - 1), np.int64((n_buckets >> 6) - 1)
-    streams = np.empty((n, 4), np.uint64)
-    expiry, cw, retries = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
-    hol, last_success = np.empty(n, np.int64), np.empty(n, np.int64)
-    successes, collisions, delay_sum = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
-    cw_min, eca = np.empty(n, np.int64), np.empty(n, np.int64)
+    ring_mask = np.uint64(n_buckets - 1)
+    streams, hol, span, retries = load_stations(stations)
+    span_min, eca = np.empty(n, np.uint64), np.zeros(n, np.uint64)
     for i in range(n):
-        u = s.stations[i]
-        expiry[i], cw[i], retries[i], hol[i], last_success[i] = (
-            u.counter,
-            u.cw,
-            u.retries,
-            u.hol,
-            u.last_success,
-        )
-        streams[i] = u.backoff_stream
-        cw_min[i] = u.cw_min
-        eca[i] = u.eca_backoff if u.access == ECA else 0
-        put(buckets, occupied, expiry[i] & bucket_mask, _ONE << np.uint64(i))
+        u = stations[i]
+        span_min[i] = np.uint64(u.cw_min + 1)
+        if u.access == ECA:
+            eca[i] = np.uint64(u.eca_backoff)
+        put(buckets, occupied, ring_mask, np.uint64(u.counter), _ONE << np.uint64(i))
 
-    log, histogram, log_length = s.log, s.access_histogram, ch.log_length
-    tx_slots, failure_slots, difs_slots, bianchi = ch.tx_slots, ch.failure_slots, ch.difs_slots, ch.bianchi
-    t, clock, n_successes, n_collisions = ch.t, np.int64(0), np.int64(0), np.int64(0)
-    last_kind, winner = np.int64(-1), np.int64(-1)
+    clock, lag, n_collisions = _ZERO, np.uint64(ch.t), _ZERO
+    page_start, page = _ZERO, occupied[0]
     while True:
-        # the next occupied bucket at or after the clock
-        position = clock & bucket_mask
-        word = position >> 6
-        ahead = occupied[word] >> np.uint64(position & 63)
-        if ahead != _ZERO:
-            gap = trailing_zeros(ahead)
-        else:
-            gap = 64 - (position & 63)
-            word = (word + 1) & word_mask
-            while occupied[word] == _ZERO:
-                gap += 64
-                word = (word + 1) & word_mask
-            gap += trailing_zeros(occupied[word])
-        position = (position + gap) & bucket_mask
-        members = buckets[position]
-        alone = (members & (members - _ONE)) == _ZERO
-        end_slot = t + gap + (tx_slots if alone else failure_slots)
-        if end_slot + difs_slots > until:
+        while page == _ZERO:
+            occupied[(page_start & ring_mask) >> _U6] = _ZERO
+            page_start += _U64
+            page = occupied[(page_start & ring_mask) >> _U6]
+        at = page_start + trailing_zeros(page)
+        members = buckets[at & ring_mask]
+        alone = members & (members - _ONE) == _ZERO
+        end_slot = at + lag + (tx_slots if alone else failure_slots)
+        if end_slot > limit:
             break
-        buckets[position] = _ZERO
-        occupied[position >> 6] ^= _ONE << np.uint64(position & 63)
-        clock += gap + bianchi
-        t = end_slot + difs_slots
+        lag = end_slot + difs_slots - at - bianchi
+        clock = at + bianchi
+        page &= page - _ONE
+        buckets[at & ring_mask] = _ZERO
         if alone:
             i = trailing_zeros(members)
-            access_delay = end_slot - hol[i]
-            delay_sum[i] += access_delay
-            histogram[i, bin_index(access_delay)] += np.uint32(1)
+            since = hol[i]
             hol[i] = end_slot
-            last_success[i] = end_slot
-            successes[i] += 1
-            n_successes += 1
-            log[log_length] = (end_slot << 8) | i
-            log_length += 1
-            retries[i], cw[i] = 0, cw_min[i]
-            counter = eca[i] if eca[i] > 0 else draw_backoff(streams[i], cw[i])
-            expiry[i] = clock + counter
-            put(buckets, occupied, expiry[i] & bucket_mask, members)
-            last_kind, winner = SUCCESS, i
+            histogram[i, bin_index_unsigned(end_slot - since)] += _COUNT
+            span[i], retries[i] = span_min[i], _ZERO
+            log[n_log] = np.int64((end_slot << _U8) | i)
+            n_log += _ONE
+            expiry = clock + eca[i]
+            if eca[i] == _ZERO:
+                expiry += (next_word(streams, i) * span_min[i]) >> _U32
+            put(buckets, occupied, ring_mask, expiry, members)
+            if expiry - page_start < _U64:
+                page |= _ONE << (expiry & _U63)
         else:
-            n_collisions += 1
-            last_kind = COLLISION
+            n_collisions += _ONE
             while members != _ZERO:
                 i = trailing_zeros(members)
-                collisions[i] += 1
-                retries[i] += 1
-                u = s.stations[i]
-                if u.retry_limit > 0 and retries[i] >= u.retry_limit:
-                    u.dropped += 1
-                    retries[i], hol[i], cw[i] = 0, end_slot, cw_min[i]
-                else:
-                    cw[i] = min(2 * cw[i] + 1, u.cw_max)
-                expiry[i] = clock + draw_backoff(streams[i], cw[i])
-                put(buckets, occupied, expiry[i] & bucket_mask, _ONE << np.uint64(i))
+                fail(stations[i], i, hol, span, retries, end_slot)
+                expiry = clock + ((next_word(streams, i) * span[i]) >> _U32)
+                put(buckets, occupied, ring_mask, expiry, _ONE << i)
+                if expiry - page_start < _U64:
+                    page |= _ONE << (expiry & _U63)
                 members &= members - _ONE
 
-    n_busy = n_successes + n_collisions
-    ch.idle_slots += clock - bianchi * n_busy
-    ch.success_slots += n_successes * tx_slots
-    ch.collision_slots += n_collisions * failure_slots
-    ch.difs_count += n_busy * difs_slots
-    ch.n_successes += n_successes
-    ch.n_collisions += n_collisions
-    ch.reward_glob += n_successes - n_collisions
-    ch.log_length, ch.t = log_length, t
-    for i in range(n):
-        u = s.stations[i]
-        u.counter, u.cw, u.retries, u.hol, u.last_success = (
-            expiry[i] - clock,
-            cw[i],
-            retries[i],
-            hol[i],
-            last_success[i],
-        )
-        u.successes += successes[i]
-        u.collisions += collisions[i]
-        u.access_delay_sum += delay_sum[i]
-        u.backoff_stream[:] = streams[i]
-    note_last_event(s, last_kind, winner)
-
-
-@compiled(inline="always")
-def put(buckets, occupied, position, members):
-    buckets[position] |= members
-    occupied[position >> 6] |= _ONE << np.uint64(position & 63)
+    for distance in range(n_buckets):
+        members = buckets[(clock + np.uint64(distance)) & ring_mask]
+        while members != _ZERO:
+            stations[trailing_zeros(members)].counter = distance
+            members &= members - _ONE
+    store_stations(stations, streams, hol, span, retries)
+    close_run(s, np.int64(clock + lag), np.int64(n_log), np.int64(n_collisions))
 
 
 @compiled
-def note_last_event(s, last_kind, winner):
-    """What stations would observe next: the last outcome, and who succeeded when."""
+def run_pair(s, until):
+    """`run_ring` for two DCF stations with the same CWmin: one expires in `gap`, the other `rest` later.
+
+    Who is next is arithmetic, not a branch (it would be a coin flip), and each station's next word is drawn
+    ahead, so that nothing waits for the generator.
+    """
     ch = s.channel[0]
-    if last_kind >= 0:
-        ch.outcome = last_kind
-        for i in range(s.stations.shape[0]):
-            s.stations[i].defer = 0
-    if winner >= 0:
-        ch.winner, ch.last_winner_slot = winner, s.stations[winner].last_success
-    ch.last_success_sum = 0
+    stations, log, histogram = s.stations, s.log, s.access_histogram
+    tx_slots, failure_slots, difs_slots = np.uint64(ch.tx_slots), np.uint64(ch.failure_slots), np.uint64(ch.difs_slots)
+    limit, bianchi, n_log = np.uint64(max(until - ch.difs_slots, 0)), np.uint64(ch.bianchi), np.uint64(ch.log_length)
+    streams, hol, span, retries = load_stations(stations)
+    span_min = np.uint64(stations[0].cw_min + 1)
+    counter0, counter1 = np.uint64(stations[0].counter), np.uint64(stations[1].counter)
+    word0, word1 = next_word(streams, _ZERO), next_word(streams, _ONE)
+    i = np.uint64(counter1 < counter0)
+    gap = min(counter0, counter1)
+    rest = max(counter0, counter1) - gap
+    t, n_collisions = np.uint64(ch.t), _ZERO
+    while True:
+        if rest != _ZERO:
+            end_slot = t + gap + tx_slots
+            if end_slot > limit:
+                break
+            t = end_slot + difs_slots
+            since = hol[i]
+            hol[i] = end_slot
+            histogram[i, bin_index_unsigned(end_slot - since)] += _COUNT
+            span[i], retries[i] = span_min, _ZERO
+            log[n_log] = np.int64((end_slot << _U8) | i)
+            n_log += _ONE
+            is1 = _ZERO - i  # all ones for station 1
+            word = (word1 & is1) | (word0 & ~is1)
+            following = next_word(streams, i)
+            word0, word1 = (word0 & is1) | (following & ~is1), (word1 & ~is1) | (following & is1)
+            other = rest - bianchi
+            ahead = np.int64((word * span_min) >> _U32) - np.int64(other)
+            same = ahead >> np.int64(63)  # -1: the same station again
+            gap = other + np.uint64(ahead & same)
+            rest = np.uint64((ahead ^ same) - same)
+            i ^= np.uint64(same + np.int64(1))
+        else:
+            end_slot = t + gap + failure_slots
+            if end_slot > limit:
+                break
+            t = end_slot + difs_slots
+            n_collisions += _ONE
+            fail(stations[0], _ZERO, hol, span, retries, end_slot)
+            fail(stations[1], _ONE, hol, span, retries, end_slot)
+            counter0, counter1 = (word0 * span[0]) >> _U32, (word1 * span[1]) >> _U32
+            word0, word1 = next_word(streams, _ZERO), next_word(streams, _ONE)
+            i = np.uint64(counter1 < counter0)
+            gap = min(counter0, counter1)
+            rest = max(counter0, counter1) - gap
+
+    stations[i].counter = np.int64(gap)
+    stations[_ONE - i].counter = np.int64(gap + rest)
+    step_back(streams[0])
+    step_back(streams[1])
+    store_stations(stations, streams, hol, span, retries)
+    close_run(s, np.int64(t), np.int64(n_log), np.int64(n_collisions))
+
+
+@compiled(inline="always")
+def put(buckets, occupied, ring_mask, expiry, members):
+    """File a set of stations under the clock value at which their counters reach 0."""
+    place = expiry & ring_mask
+    buckets[place] |= members
+    occupied[place >> _U6] |= _ONE << (expiry & _U63)
+
+
+@compiled
+def fail(u, i, hol, span, retries, end_slot):
+    """Rule 7, collision, of station i; its access delays are summed when the run closes."""
+    u.collisions += 1
+    retries[i] += _ONE
+    span[i] = min(_TWO * span[i], np.uint64(u.cw_max + 1))
+    if u.retry_limit > 0 and retries[i] >= np.uint64(u.retry_limit):
+        u.dropped += 1
+        u.access_delay_sum -= np.int64(end_slot - hol[i])  # the packet's time at the head is no delivery's
+        hol[i], span[i], retries[i] = end_slot, np.uint64(u.cw_min + 1), _ZERO
+
+
+@compiled
+def load_stations(stations):
+    """Streams (N, 4), head-of-line instants, spans (CW + 1) and retries of all stations, as flat arrays."""
+    n = stations.shape[0]
+    streams, hol = np.empty((n, 4), np.uint64), np.empty(n, np.uint64)
+    span, retries = np.empty(n, np.uint64), np.empty(n, np.uint64)
+    for i in range(n):
+        u = stations[i]
+        streams[i] = u.backoff_stream
+        hol[i], span[i], retries[i] = np.uint64(u.hol), np.uint64(u.cw + 1), np.uint64(u.retries)
+    return streams, hol, span, retries
+
+
+@compiled
+def store_stations(stations, streams, hol, span, retries):
+    """The inverse of `load_stations`; access delays telescope, so their sum is how far the head moved."""
+    for i in range(stations.shape[0]):
+        u = stations[i]
+        u.backoff_stream[:] = streams[i]
+        u.access_delay_sum += np.int64(hol[i]) - u.hol
+        u.hol, u.cw, u.retries = np.int64(hol[i]), np.int64(span[i]) - 1, np.int64(retries[i])
+
+
+@compiled
+def close_run(s, t, log_length, n_collisions):
+    """Count what the loop did not: slots by kind, successes, and who succeeded last."""
+    ch = s.channel[0]
+    n_successes = log_length - ch.log_length
+    n_busy = n_successes + n_collisions
+    ch.idle_slots += t - ch.t - n_successes * ch.tx_slots - n_collisions * ch.failure_slots - n_busy * ch.difs_slots
+    ch.success_slots += n_successes * ch.tx_slots
+    ch.collision_slots += n_collisions * ch.failure_slots
+    ch.difs_count += n_busy * ch.difs_slots
+    ch.n_successes += n_successes
+    ch.n_collisions += n_collisions
+    ch.reward_glob += n_successes - n_collisions
+    if n_busy > 0:
+        ended_well = n_successes > 0 and (s.log[log_length - 1] >> 8) + ch.difs_slots == t
+        ch.outcome = SUCCESS if ended_well else COLLISION
+    note_winners(s.stations, ch, s.log, log_length)
+    ch.log_length, ch.t = log_length, t
     for i in range(s.stations.shape[0]):
-        last_success = s.stations[i].last_success
+        s.stations[i].successes = s.access_histogram[i].sum()
+        s.stations[i].defer = 0 if n_busy > 0 else s.stations[i].defer
+
+
+@compiled
+def note_winners(stations, ch, log, log_length):
+    """From the end of this run's log: each station's last success, the last winner, and the last other one."""
+    missing = stations.shape[0]
+    seen = np.zeros(stations.shape[0], np.bool_)
+    k = log_length - 1
+    if k >= ch.log_length:
+        ch.winner, ch.last_winner_slot = log[k] & 255, log[k] >> 8
+    while k >= ch.log_length and missing > 0:
+        i = log[k] & 255
+        if not seen[i]:
+            seen[i] = True
+            missing -= 1
+            stations[i].last_success = log[k] >> 8
+        k -= 1
+    ch.last_success_sum = 0
+    for i in range(stations.shape[0]):
+        last_success = stations[i].last_success
         ch.last_success_sum += last_success
         if i != ch.winner and last_success > ch.other_winner_slot:
             ch.other_winner_slot = last_success

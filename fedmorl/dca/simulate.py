@@ -11,9 +11,9 @@ import numpy as np
 from fedmorl.dca import kernels
 from fedmorl.dca.metrics import SCALARS, Metrics, measure
 from fedmorl.dca.policy import OBSERVATION
-from fedmorl.dca.ring import ring_fits, ring_size, run_ring
+from fedmorl.dca.ring import pair_fits, ring_fits, ring_size, run_pair, run_ring
 from fedmorl.dca.scenario import Scenario
-from fedmorl.dca.state import CONTENTION, make_state, open_window
+from fedmorl.dca.state import CONTENTION, State, make_state, open_window
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +56,7 @@ class Simulation:
         self.scenario, self.traced = scenario, bool(trace)
         self._kernel = kernels.run_slots if mode == "slot" else kernels.run_events
         self._n_buckets = ring_size(scenario) if mode == "event" and not trace and ring_fits(scenario) else 0
+        self._is_pair = bool(self._n_buckets) and pair_fits(scenario)
         self._memory: dict[int, Any] = dict.fromkeys(range(scenario.n_stations))
         self._rng = {
             k: np.random.default_rng([seed, replication, k]) for k, s in enumerate(scenario.stations) if s.policy
@@ -75,8 +76,8 @@ class Simulation:
         until = check_count("until", until, self.t)
         self._grow_log(until)
         while self.t < until:
-            if self._n_buckets and self.state.channel[0]["phase"] == CONTENTION:
-                run_ring(self.state, until, self._n_buckets)
+            if self._n_buckets:
+                self._run_fast(until)
             stopped = self._kernel(self.state, until)
             if stopped == kernels.DECIDE:
                 self._answer()
@@ -84,15 +85,25 @@ class Simulation:
                 self._grow_trace()
         return self
 
+    def _run_fast(self, until: int) -> None:
+        """From the next contention slot on, as far as the fast path gets; the kernel does the rest."""
+        channel = self.state.channel[0]
+        if channel["phase"] != CONTENTION:
+            self._kernel(self.state, min(until, self.t + int(channel["remaining"] + channel["difs_slots"])))
+        if channel["phase"] == CONTENTION and self._is_pair:
+            run_pair(self.state, until)
+        elif channel["phase"] == CONTENTION:
+            run_ring(self.state, until, self._n_buckets)
+
     def open_window(self) -> "Simulation":
         """Forget what was counted so far (the warm-up); returns self."""
         open_window(self.state)
         return self
 
     def metrics(self) -> Metrics:
-        """What was counted since the window opened."""
+        """What was counted since the window opened; a copy, so the simulation can go on."""
         kernels.settle(self.state)
-        return measure(self.scenario, self.state, self.traced)
+        return measure(self.scenario, State(*(array.copy() for array in self.state)), self.traced)
 
     def _answer(self) -> None:
         stations = self.state.stations
@@ -159,7 +170,9 @@ def simulate(
     simulation = Simulation(scenario, seed, replication, mode, trace)
     if warmup_slots > 0:
         simulation.run(warmup_slots).open_window()
-    return simulation.run(n_slots).metrics()
+    simulation.run(n_slots)
+    kernels.settle(simulation.state)
+    return measure(scenario, simulation.state, trace)
 
 
 @dataclass(frozen=True, repr=False)

@@ -66,6 +66,31 @@ def next_u64(s):
 
 
 @compiled(inline="always")
+def next_word(streams, i):
+    """Advance row `i` (uint64) of `streams` (N, 4) and return 32 random bits as uint64; as `next_u64` >> 32."""
+    s0, s1, s2, s3 = streams[i, 0], streams[i, 1], streams[i, 2], streams[i, 3]
+    x = s1 * _FIVE
+    s2 ^= s0
+    s3 ^= s1
+    streams[i, 0], streams[i, 1] = s0 ^ s3, s1 ^ s2
+    streams[i, 2], streams[i, 3] = s2 ^ (s1 << _U17), (s3 << _U45) | (s3 >> _U19)
+    return (((x << _U7) | (x >> _U57)) * _NINE) >> _U32
+
+
+@compiled
+def step_back(s):
+    """Undo one step of a stream, uint64[4]: a word drawn ahead and not used goes back."""
+    a3 = (s[3] >> _U45) | (s[3] << _U19)  # s3 ^ s1 before the step
+    s0 = s[0] ^ a3
+    c = s[1] ^ s[2]  # = s1 ^ (s1 << 17)
+    s1 = c
+    for _ in range(3):
+        s1 = c ^ (s1 << _U17)
+    s2 = s[1] ^ s1 ^ s0
+    s[0], s[1], s[2], s[3] = s0, s1, s2, a3 ^ s1
+
+
+@compiled(inline="always")
 def draw_backoff(s, cw):
     """Uniform integer on {0, ..., cw}; exact when cw + 1 is a power of two, bias below 2^-22 otherwise."""
     return np.int64(((next_u64(s) >> _U32) * np.uint64(cw + 1)) >> _U32)
