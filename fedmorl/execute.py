@@ -1,0 +1,239 @@
+"""One strict papermill run of one notebook.
+
+The output appears only when it is complete, and the kernel is the interpreter that runs this code, whatever
+kernelspecs the machine has. A run that fails leaves `NAME.failed.ipynb`, with its traceback, beside the
+output that it did not write. What is refused before a kernel starts is in `fedmorl.notebook`.
+"""
+
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedmorl import provenance
+from fedmorl.notebook import (
+    Notebook,
+    RunError,
+    checked,
+    parameters_of,
+    reached_by,
+    read_notebook,
+    read_source,
+    write_notebook,
+)
+
+if TYPE_CHECKING:
+    from jupyter_client.manager import AsyncKernelManager
+
+# Two busy cores make threaded maths slower, not faster: one thread a kernel, parallel over kernels.
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass
+class Kernels:
+    """The kernels of one build, all on this interpreter; `stop` ends them when a build is interrupted."""
+
+    stopped: threading.Event = field(default_factory=threading.Event)
+    _managers: list[Any] = field(default_factory=list)
+
+    def manager_class(self, environment: dict[str, str]) -> "type[AsyncKernelManager]":
+        """A kernel manager for papermill that starts `sys.executable` and looks up no kernelspec."""
+        from jupyter_client.kernelspec import KernelSpec
+        from jupyter_client.manager import AsyncKernelManager
+
+        spec = KernelSpec(
+            argv=[sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "--log-level=40",
+                  "-f", "{connection_file}"],
+            display_name="Python 3",
+            language="python",
+            env=environment,
+        )  # fmt: skip
+        kernels = self
+
+        class SameInterpreter(AsyncKernelManager):
+            kernel_spec = spec
+
+            def __init__(self, **options: Any) -> None:
+                if kernels.stopped.is_set():
+                    raise RuntimeError("interrupted")
+                super().__init__(**options)
+                kernels._managers.append(self)
+
+        return SameInterpreter
+
+    def stop(self) -> None:
+        """End every kernel now, with the processes it started."""
+        self.stopped.set()
+        for manager in self._managers:
+            pid = getattr(manager.provisioner, "pid", None)
+            if pid and manager.has_kernel:
+                try:
+                    os.killpg(pid, signal.SIGKILL)  # a kernel leads a process group of its own
+                except (ProcessLookupError, PermissionError):
+                    continue
+
+
+def run(
+    source: Path,
+    output: Path,
+    given: dict[str, Any],
+    *,
+    root: Path | None = None,
+    profile: str = "",
+    kernels: Kernels | None = None,
+    on_cell: Callable[[], None] = lambda: None,
+    extra: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run `source` with the parameters `given`, write `output` when it is complete, return its provenance.
+
+    `extra` is kept in the output's metadata beside the provenance; `on_cell` is called after each code cell.
+    Raises RunError, in one sentence, for anything that a person can put right.
+    """
+    notebook = read_source(source)
+    known = parameters_of(notebook, source)
+    values = checked(given, known, str(source))
+    reached = reached_by(source)
+    root = root or provenance.project_root(source.parent) or source.parent
+    started = time.time()
+    context = provenance.record(reached, root) | {"started": started, "profile": profile}
+    task = _Task(source, output.resolve(), notebook, values, context, kernels or Kernels(), on_cell)
+    try:
+        task.output.parent.mkdir(parents=True, exist_ok=True)
+        task.execute()
+        seed = values.get("seed", known["seed"].default if "seed" in known else None)
+        made = provenance.record(reached, root, seed=seed, seconds=time.time() - started)
+        task.finish({"provenance": made, **(extra or {})})
+    except OSError as error:
+        place, why = error.filename or output, error.strerror or error
+        raise RunError(f"cannot write {place}: {why}; {output.name} was not changed") from None
+    finally:
+        _remove(task.temporary)
+    _remove(failed_path(task.output))
+    return made
+
+
+def run_interruptible(
+    source: Path, output: Path, given: dict[str, Any], on_cell: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """`run` in a thread, so that Ctrl-C reaches the caller at once; the kernel is ended then."""
+    kernels = Kernels()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        future = pool.submit(run, source, output, given, kernels=kernels, on_cell=on_cell)
+        try:
+            return future.result()
+        finally:
+            while not future.done():  # a kernel that is just starting has no process to end yet
+                kernels.stop()
+                wait([future], timeout=0.2)
+
+
+def failed_path(output: Path) -> Path:
+    """Where a run that failed leaves its notebook."""
+    return output.with_name(f"{output.stem}.failed.ipynb")
+
+
+@dataclass
+class _Task:
+    """One run: papermill writes `temporary`, which becomes `output`, or the failed notebook."""
+
+    source: Path
+    output: Path
+    notebook: Notebook
+    values: dict[str, Any]
+    context: dict[str, Any]
+    kernels: Kernels
+    on_cell: Callable[[], None]
+    cell: str = ""  # the code cell that runs
+
+    @property
+    def temporary(self) -> Path:
+        return self.output.with_name(f".{self.output.stem}.tmp.ipynb")
+
+    def execute(self) -> None:
+        """Let papermill run the notebook, and tell a failure in one sentence."""
+        import papermill
+        from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+        try:
+            self._papermill()
+        except papermill.PapermillExecutionError as error:
+            self.cell = error.source
+            self._fail(f"{error.ename}: {_first_line(error.evalue)}")
+        except DeadKernelError:
+            self._fail("the kernel died, as it does when memory runs out")
+        except (CellTimeoutError, RuntimeError) as error:
+            self._fail(_first_line(str(error)))
+
+    def _papermill(self) -> None:
+        import nbformat
+        import papermill
+
+        logging.getLogger("papermill").setLevel(logging.CRITICAL)  # we say it ourselves, once
+        environment = ONE_THREAD | {provenance.RUN_VARIABLE: json.dumps(self.context)}
+        papermill.execute_notebook(
+            nbformat.from_dict(self.notebook),
+            str(self.temporary).replace("{", "{{").replace("}", "}}"),  # papermill formats the path
+            self.values,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            kernel_manager_class=self.kernels.manager_class(environment),
+            # papermill's own `cwd` changes that of the whole process, and runs share a process
+            resources={"metadata": {"path": str(self.source.resolve().parent)}},
+            on_cell_execute=self._starting,
+            on_cell_executed=self._done,
+        )
+
+    def _starting(self, cell: dict[str, Any], cell_index: int) -> None:
+        self.cell = cell["source"]
+
+    def _done(self, cell: dict[str, Any], cell_index: int, execute_reply: dict[str, Any]) -> None:
+        self.on_cell()
+
+    def _fail(self, reason: str) -> None:
+        if self.kernels.stopped.is_set():
+            raise RunError(f"{self.source} was interrupted") from None
+        kept = failed_path(self.output)
+        if self.temporary.exists():
+            os.replace(self.temporary, kept)
+        start = _telling_line(self.cell)
+        raise RunError(
+            f"{self.source} failed in the cell that starts {start!r}: {reason} (traceback in {kept})"
+        ) from None
+
+    def finish(self, ours: dict[str, Any]) -> None:
+        """Take machine paths out of the run's metadata, add our provenance, put the notebook in place."""
+        notebook = read_notebook(self.temporary)
+        notebook["metadata"]["papermill"].update(input_path=self.source.name, output_path=self.output.name)
+        notebook["metadata"]["fedmorl"] = ours
+        write_notebook(notebook, self.temporary)
+        os.replace(self.temporary, self.output)
+
+
+def _telling_line(source: str) -> str:
+    """The first line of a cell that is not a comment, shortened."""
+    lines = [line.strip() for line in source.splitlines()]
+    line = next((line for line in lines if line and not line.startswith("#")), "")
+    return line if len(line) <= 60 else line[:57] + "..."
+
+
+def _first_line(text: str) -> str:
+    lines = _ANSI.sub("", text).strip().splitlines()
+    return lines[0] if lines else "no message"
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return  # a read-only disk has been reported already

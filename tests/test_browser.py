@@ -1,0 +1,155 @@
+"""Every page of the real book in headless Chromium: no network, no errors, maths rendered, accessible."""
+
+import re
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parents[1]
+AXE = ROOT / "tests" / "vendor" / "axe.min.js"
+
+# axe rules of serious or critical impact that may fail, each with its reason; at most one
+ALLOWED: dict[str, str] = {}
+
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+CHROMIUM_FLAGS += ["--disable-background-networking"]
+LEFT_TEX = re.compile(r"\\\(|\\\[|\$\$|\\(?:frac|begin|left|sum|mathrm|text|tau|lambda)\b")
+
+
+def pages() -> list[str]:
+    """Pages of the table of contents, and the two that Sphinx adds."""
+    found = re.findall(r"^\s*-?\s*(?:root|file):\s*(\S+)", (ROOT / "_toc.yml").read_text(), re.MULTILINE)
+    return ["index", "search", *found]
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def origin(book_html: Path) -> Iterator[str]:
+    """The finished book behind a local server; yields its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(book_html)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Iterator:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
+        yield running
+        running.close()
+
+
+class Visit:
+    """One opened page, and what went wrong while it loaded."""
+
+    def __init__(self, browser, origin: str, name: str, width: int = 1280, scheme: str = "light") -> None:
+        self.problems: list[str] = []
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page = self.context.new_page()
+        self.page.route("**/*", partial(self._route, origin))
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
+        self.page.on("response", self._response)
+        self.page.goto(f"{origin}/{name}.html", wait_until="load")
+        self.page.wait_for_function("!document.querySelector('.math') || (window.MathJax && MathJax.startup)")
+        self.page.evaluate("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => 1) : 1")
+
+    def _route(self, origin: str, route) -> None:
+        address = route.request.url
+        if address.startswith((origin, "data:", "blob:")):
+            route.continue_()
+        else:
+            self.problems.append(f"request to {address}")
+            route.abort()
+
+    def _console(self, message) -> None:
+        if message.type == "error":
+            self.problems.append(f"console: {message.text}")
+
+    def _response(self, response) -> None:
+        if response.status >= 400:
+            self.problems.append(f"{response.status} for {response.url}")
+
+    def close(self) -> None:
+        self.context.close()
+
+
+@pytest.fixture
+def visit(browser, origin: str) -> Iterator:
+    opened: list[Visit] = []
+
+    def open_page(name: str, **options: object) -> Visit:
+        opened.append(Visit(browser, origin, name, **options))
+        return opened[-1]
+
+    yield open_page
+    for one in opened:
+        one.close()
+
+
+def axe_violations(page) -> list[str]:
+    """Serious and critical findings of axe (WCAG 2 A and AA) that are not allowed above."""
+    page.evaluate("window.module = undefined")
+    page.add_script_tag(path=str(AXE))
+    rules = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa"]}}
+    found = page.evaluate("rules => axe.run(document, rules)", rules)["violations"]
+    return [
+        f"{rule['id']} ({rule['impact']}): {node['html'][:160]}"
+        for rule in found
+        if rule["impact"] in ("serious", "critical") and rule["id"] not in ALLOWED
+        for node in rule["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("name", pages())
+def test_page_asks_nothing_of_the_network_and_logs_no_error(visit, name: str) -> None:
+    assert visit(name).problems == []
+
+
+@pytest.mark.parametrize("name", pages())
+def test_formulas_are_rendered_and_no_tex_is_left_in_the_text(visit, name: str) -> None:
+    page = visit(name).page
+    if page.locator(".math").count():
+        assert page.locator("mjx-container").count() > 0
+    text = page.evaluate(
+        """() => {
+          const body = document.body.cloneNode(true);
+          body.querySelectorAll('pre, code, script, style, noscript, mjx-container').forEach(n => n.remove());
+          return body.textContent; }"""
+    )
+    assert LEFT_TEX.findall(text) == []
+
+
+@pytest.mark.parametrize("name", pages())
+def test_page_has_no_serious_accessibility_finding(visit, name: str) -> None:
+    assert axe_violations(visit(name).page) == []
+
+
+@pytest.mark.parametrize("name", pages())
+def test_page_fits_a_phone_and_holds_its_contrast_in_the_dark(visit, name: str) -> None:
+    page = visit(name, width=390, scheme="dark").page
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    assert axe_violations(page) == []
+
+
+def test_page_works_from_the_file_system(browser, book_html: Path) -> None:
+    root = yaml.safe_load((ROOT / "_toc.yml").read_text())["root"]
+    page = browser.new_page()
+    page.goto((book_html / f"{root}.html").as_uri(), wait_until="load")
+    assert page.locator("article h1").count() == 1
+    page.close()
