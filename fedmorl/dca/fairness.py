@@ -8,26 +8,27 @@ import numpy as np
 from fedmorl.dca.compiled import compiled
 
 _PACKED_STATIONS = 4
-_LANE = 65_535  # what a 16-bit counter holds
+_LANE = np.uint64(65_535)  # what a 16-bit counter holds
 
 
-@compiled
-def count_winners(log, counts):
-    """Successes of each station in a piece of the log, into `counts` (N,) int64."""
+@compiled(inline="always")
+def count_winners(log, start, stop, counts):
+    """Successes of each station in log[start:stop], into `counts` (N,) int64; all bounds uint64."""
     counts[:] = 0
     if counts.size > _PACKED_STATIONS:
-        for entry in log:
-            counts[np.uint64(entry & 255)] += 1
+        for k in range(start, stop):
+            counts[np.uint64(log[k] & 255)] += 1
         return
-    for start in range(0, log.size, _LANE):  # four 16-bit counters in one word: the loop becomes vectors
-        packed = np.int64(0)
-        for entry in log[start : start + _LANE]:
-            packed += np.int64(1) << ((entry & 3) << 4)
+    while start < stop:  # four 16-bit counters in one word: the loop becomes vectors
+        upto, packed = min(stop, start + _LANE), np.int64(0)
+        for k in range(start, upto):
+            packed += np.int64(1) << ((log[k] & 3) << 4)
         for i in range(counts.size):
-            counts[i] += (packed >> (16 * i)) & _LANE
+            counts[i] += (packed >> (16 * i)) & 0xFFFF
+        start = upto
 
 
-@compiled
+@compiled(inline="always")
 def jain_of_counts(counts):
     """Jain's index of counts (N,); NaN if all are 0."""
     total, squares = 0.0, 0.0
@@ -42,7 +43,7 @@ def mean_jain_of_blocks(log, n_stations, block):
     """Mean Jain's index over successive full blocks of `block` successes; NaN if there is none."""
     counts, total, n_blocks = np.zeros(n_stations, np.int64), 0.0, log.size // block
     for b in range(n_blocks):
-        count_winners(log[b * block : (b + 1) * block], counts)
+        count_winners(log, np.uint64(b * block), np.uint64((b + 1) * block), counts)
         total += jain_of_counts(counts)
     return total / n_blocks if n_blocks > 0 else np.nan
 
@@ -58,7 +59,7 @@ def mean_jain_of_windows(log, n_stations, opened, slots, n_windows, busy_slots):
         most = min(log.size, start + slots // busy_slots + 2)
         stop = start + np.searchsorted(log[start:most], (opened + (window + 1) * slots + 1) << 8)
         if stop > start:
-            count_winners(log[start:stop], counts)
+            count_winners(log, np.uint64(start), np.uint64(stop), counts)
             total += jain_of_counts(counts)
             n_counted += 1
         start = stop

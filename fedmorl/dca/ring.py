@@ -23,6 +23,7 @@ from fedmorl.dca.streams import next_word, step_back
 MAX_RING_STATIONS = 64
 _ZERO, _ONE, _TWO, _U6, _U8, _U32, _U63, _U64 = (np.uint64(k) for k in (0, 1, 2, 6, 8, 32, 63, 64))
 _COUNT = np.uint32(1)
+SPAN_MIN, SPAN_MAX, ECA_BACKOFF, RETRY_LIMIT = range(4)
 
 
 @intrinsic
@@ -86,14 +87,9 @@ def run_ring(s, until, n_buckets):
     buckets = np.zeros(n_buckets, np.uint64)  # the stations whose counter reaches 0 at each clock value
     occupied = np.zeros(n_buckets >> 6, np.uint64)
     ring_mask = np.uint64(n_buckets - 1)
-    streams, hol, span, retries = load_stations(stations)
-    span_min, eca = np.empty(n, np.uint64), np.zeros(n, np.uint64)
+    streams, hol, span, retries, fixed, collided = load_stations(stations)
     for i in range(n):
-        u = stations[i]
-        span_min[i] = np.uint64(u.cw_min + 1)
-        if u.access == ECA:
-            eca[i] = np.uint64(u.eca_backoff)
-        put(buckets, occupied, ring_mask, np.uint64(u.counter), _ONE << np.uint64(i))
+        put(buckets, occupied, ring_mask, np.uint64(stations[i].counter), _ONE << np.uint64(i))
 
     clock, lag, n_collisions = _ZERO, np.uint64(ch.t), _ZERO
     page_start, page = _ZERO, occupied[0]
@@ -117,12 +113,12 @@ def run_ring(s, until, n_buckets):
             since = hol[i]
             hol[i] = end_slot
             histogram[i, bin_index_unsigned(end_slot - since)] += _COUNT
-            span[i], retries[i] = span_min[i], _ZERO
+            span[i], retries[i] = fixed[i, SPAN_MIN], _ZERO
             log[n_log] = np.int64((end_slot << _U8) | i)
             n_log += _ONE
-            expiry = clock + eca[i]
-            if eca[i] == _ZERO:
-                expiry += (next_word(streams, i) * span_min[i]) >> _U32
+            expiry = clock + fixed[i, ECA_BACKOFF]
+            if fixed[i, ECA_BACKOFF] == _ZERO:
+                expiry += (next_word(streams, i) * fixed[i, SPAN_MIN]) >> _U32
             put(buckets, occupied, ring_mask, expiry, members)
             if expiry - page_start < _U64:
                 page |= _ONE << (expiry & _U63)
@@ -130,7 +126,7 @@ def run_ring(s, until, n_buckets):
             n_collisions += _ONE
             while members != _ZERO:
                 i = trailing_zeros(members)
-                fail(stations[i], i, hol, span, retries, end_slot)
+                fail(stations, i, hol, span, retries, fixed, collided, end_slot)
                 expiry = clock + ((next_word(streams, i) * span[i]) >> _U32)
                 put(buckets, occupied, ring_mask, expiry, _ONE << i)
                 if expiry - page_start < _U64:
@@ -142,7 +138,7 @@ def run_ring(s, until, n_buckets):
         while members != _ZERO:
             stations[trailing_zeros(members)].counter = distance
             members &= members - _ONE
-    store_stations(stations, streams, hol, span, retries)
+    store_stations(stations, streams, hol, span, retries, collided)
     close_run(s, np.int64(clock + lag), np.int64(n_log), np.int64(n_collisions))
 
 
@@ -157,8 +153,8 @@ def run_pair(s, until):
     stations, log, histogram = s.stations, s.log, s.access_histogram
     tx_slots, failure_slots, difs_slots = np.uint64(ch.tx_slots), np.uint64(ch.failure_slots), np.uint64(ch.difs_slots)
     limit, bianchi, n_log = np.uint64(max(until - ch.difs_slots, 0)), np.uint64(ch.bianchi), np.uint64(ch.log_length)
-    streams, hol, span, retries = load_stations(stations)
-    span_min = np.uint64(stations[0].cw_min + 1)
+    streams, hol, span, retries, fixed, collided = load_stations(stations)
+    span_min = fixed[0, SPAN_MIN]
     counter0, counter1 = np.uint64(stations[0].counter), np.uint64(stations[1].counter)
     word0, word1 = next_word(streams, _ZERO), next_word(streams, _ONE)
     i = np.uint64(counter1 < counter0)
@@ -193,8 +189,8 @@ def run_pair(s, until):
                 break
             t = end_slot + difs_slots
             n_collisions += _ONE
-            fail(stations[0], _ZERO, hol, span, retries, end_slot)
-            fail(stations[1], _ONE, hol, span, retries, end_slot)
+            fail(stations, _ZERO, hol, span, retries, fixed, collided, end_slot)
+            fail(stations, _ONE, hol, span, retries, fixed, collided, end_slot)
             counter0, counter1 = (word0 * span[0]) >> _U32, (word1 * span[1]) >> _U32
             word0, word1 = next_word(streams, _ZERO), next_word(streams, _ONE)
             i = np.uint64(counter1 < counter0)
@@ -205,7 +201,7 @@ def run_pair(s, until):
     stations[_ONE - i].counter = np.int64(gap + rest)
     step_back(streams[0])
     step_back(streams[1])
-    store_stations(stations, streams, hol, span, retries)
+    store_stations(stations, streams, hol, span, retries, collided)
     close_run(s, np.int64(t), np.int64(n_log), np.int64(n_collisions))
 
 
@@ -217,39 +213,46 @@ def put(buckets, occupied, ring_mask, expiry, members):
     occupied[place >> _U6] |= _ONE << (expiry & _U63)
 
 
-@compiled
-def fail(u, i, hol, span, retries, end_slot):
-    """Rule 7, collision, of station i; its access delays are summed when the run closes."""
-    u.collisions += 1
+@compiled(inline="always")
+def fail(stations, i, hol, span, retries, fixed, collided, end_slot):
+    """Rule 7, collision, of station i: count it, double its window or drop its packet."""
+    collided[i] += _ONE
     retries[i] += _ONE
-    span[i] = min(_TWO * span[i], np.uint64(u.cw_max + 1))
-    if u.retry_limit > 0 and retries[i] >= np.uint64(u.retry_limit):
+    span[i] = min(_TWO * span[i], fixed[i, SPAN_MAX])
+    if retries[i] == fixed[i, RETRY_LIMIT]:
+        u = stations[i]
         u.dropped += 1
         u.access_delay_sum -= np.int64(end_slot - hol[i])  # the packet's time at the head is no delivery's
-        hol[i], span[i], retries[i] = end_slot, np.uint64(u.cw_min + 1), _ZERO
+        hol[i], span[i], retries[i] = end_slot, fixed[i, SPAN_MIN], _ZERO
 
 
 @compiled
 def load_stations(stations):
-    """Streams (N, 4), head-of-line instants, spans (CW + 1) and retries of all stations, as flat arrays."""
+    """All stations as flat arrays: streams (N, 4), head-of-line instants, spans (CW + 1), retries, what is fixed
+    (N, 4: least and largest span, ECA back-off or 0, retry limit or 0), and collisions counted from 0.
+    """
     n = stations.shape[0]
-    streams, hol = np.empty((n, 4), np.uint64), np.empty(n, np.uint64)
-    span, retries = np.empty(n, np.uint64), np.empty(n, np.uint64)
+    streams, fixed = np.empty((n, 4), np.uint64), np.empty((n, 4), np.uint64)
+    hol, span, retries = np.empty(n, np.uint64), np.empty(n, np.uint64), np.empty(n, np.uint64)
     for i in range(n):
         u = stations[i]
         streams[i] = u.backoff_stream
         hol[i], span[i], retries[i] = np.uint64(u.hol), np.uint64(u.cw + 1), np.uint64(u.retries)
-    return streams, hol, span, retries
+        fixed[i, SPAN_MIN], fixed[i, SPAN_MAX] = np.uint64(u.cw_min + 1), np.uint64(u.cw_max + 1)
+        fixed[i, ECA_BACKOFF] = np.uint64(u.eca_backoff if u.access == ECA else 0)
+        fixed[i, RETRY_LIMIT] = np.uint64(u.retry_limit)
+    return streams, hol, span, retries, fixed, np.zeros(n, np.uint64)
 
 
 @compiled
-def store_stations(stations, streams, hol, span, retries):
+def store_stations(stations, streams, hol, span, retries, collided):
     """The inverse of `load_stations`; access delays telescope, so their sum is how far the head moved."""
     for i in range(stations.shape[0]):
         u = stations[i]
         u.backoff_stream[:] = streams[i]
         u.access_delay_sum += np.int64(hol[i]) - u.hol
         u.hol, u.cw, u.retries = np.int64(hol[i]), np.int64(span[i]) - 1, np.int64(retries[i])
+        u.collisions += np.int64(collided[i])
 
 
 @compiled

@@ -44,7 +44,7 @@ class Saturated:
 
 @dataclass(frozen=True)
 class Poisson:
-    """Packets arrive as a Poisson process. The default is FedMORL's 2000 packets/s (0.018 a slot)."""
+    """Packets arrive as a Poisson process. The default, 0.018 a slot, is QPMIX's 2000 packets/s; it saturates."""
 
     rate_per_slot: float = 0.018
 
