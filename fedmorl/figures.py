@@ -361,6 +361,39 @@ def surface(
         return _legend(figure, [axis])
 
 
+# --------------------------------------------------------------------------------- speed beside peers
+
+
+def speed_bars(rows: "pd.DataFrame") -> Picture:
+    """Bars of one benchmark group on a logarithmic axis: ours beside each peer, case by case.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of results/benchmarks.csv of one group: case, quantity, ours, peer, peer_value. Only rows of the first
+        row's quantity are drawn.
+    """
+    rows = rows[rows["quantity"] == rows["quantity"].iloc[0]]
+    bars: dict[tuple[str, str], float] = {}
+    for row in rows.itertuples():
+        bars[row.case, "fedmorl"] = float(row.ours)
+        if row.peer:
+            bars[row.case, row.peer] = float(row.peer_value)
+    programs = list(dict.fromkeys(program for _, program in bars))
+    colour = dict(zip(programs, cycle(COLOURS), strict=False))
+    with rc_context(STYLE):
+        figure, axis = _axes(height=0.7 + 0.21 * len(bars))
+        for place, ((case, program), value) in enumerate(reversed(bars.items())):
+            axis.barh(place, value, color=colour[program], height=0.72)
+            axis.text(value, place, f" {value:.2g}", va="center", fontsize=8)
+        labels = [f"{case}: {program}" for case, program in reversed(bars)]
+        axis.set_yticks(range(len(bars)), labels)
+        axis.set(xscale="log", xlabel=rows["quantity"].iloc[0])
+        axis.set_xlim(min(bars.values()) / 3, max(bars.values()) * 4)
+        axis.grid(False, axis="y")
+        return figure
+
+
 # ---------------------------------------------------------------------------------------------- shared
 
 
@@ -420,12 +453,14 @@ def _plain_ticks(axes: Iterable[Axes], x: Iterable[float], x_scale: str, y_scale
             side.set_major_formatter("{x:g}")
 
 
-def _legend(figure: Picture, axes: Iterable[Axes], columns: int = 3) -> Picture:
-    """One legend above all panels, each name once."""
+def _legend(figure: Picture, axes: Iterable[Axes], columns: int = 0) -> Picture:
+    """One legend above all panels, each name once; up to four names share a line unless `columns` says otherwise."""
     found: dict[str, Any] = {}
     for axis in axes:
         for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(name, handle)
     if found:
-        figure.legend(found.values(), found, loc="outside upper center", ncols=min(columns, len(found)))
+        figure.legend(
+            found.values(), found, loc="outside upper center", ncols=columns or (len(found) if len(found) <= 4 else 3)
+        )
     return figure

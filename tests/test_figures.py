@@ -35,7 +35,7 @@ def labelled(axis, label):
 LABELS = {"x": "n_stations", "x_label": "number of stations N", "y_label": "throughput ratio [share of time]"}
 FIGURES = {
     "curves": lambda: figures.curves(tidy(), tidy(), **LABELS),
-    "comparison": lambda: figures.comparison(tidy(), **LABELS),
+    "comparison": lambda: figures.comparison(tidy(panels=("AC_VO", "AC_VI", "AC_BE")), **LABELS),
     "residuals": lambda: figures.residuals(tidy().assign(tolerance=0.3), **LABELS),
     "fixed_point": lambda: figures.fixed_point(
         np.linspace(0, 1, 5), {"N = 2": np.linspace(1, 0, 5)}, {"N = 2": 0.5}, x_label="guess", y_label="implied"
@@ -181,3 +181,18 @@ def test_the_still_has_a_box_for_each_transmission_of_the_trace_and_the_frozen_c
     first = next(step for step in steps if step["kind"] in figures.OUTCOME)
     waiting = [str(first["counters"][k]) for k in range(3) if k not in first["senders"]]
     assert [word for word in words[:4] if word in waiting] == waiting
+
+
+def test_speed_bars_draw_each_program_once_a_case_on_a_logarithmic_axis():
+    rows = pd.DataFrame(
+        [
+            ("N = 2", "slots per CPU second", 2e10, "C", 2.5e10),
+            ("N = 2", "slots per CPU second", 2e10, "Python", 1e8),
+            ("ratio", "CPU seconds at N = 64 / N = 2", 2.5, "", ""),
+        ],
+        columns=["case", "quantity", "ours", "peer", "peer_value"],
+    )
+    (axis,) = figures.speed_bars(rows).axes
+    assert [bar.get_width() for bar in axis.patches] == [1e8, 2.5e10, 2e10]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["N = 2: Python", "N = 2: C", "N = 2: fedmorl"]
+    assert (axis.get_xscale(), axis.get_xlabel()) == ("log", "slots per CPU second")

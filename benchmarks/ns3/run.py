@@ -273,7 +273,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one run of 2 s a point, into _build/ns3/quick.csv")
     parser.add_argument("--decode-headers", action="store_true",
                         help="no PHY header is lost in a collision, so that every listener waits EIFS; "
-                             "rows go to _build/ns3/decoded_headers.csv")  # fmt: skip
+                             "rows go to results/ns3_decoded_headers.csv")  # fmt: skip
     parser.add_argument("--timing", action="store_true", help="print when stations resume after a burst, no grid")
     chosen = parser.parse_args(arguments)
     if chosen.quick and chosen.decode_headers:
@@ -288,10 +288,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def output_of(chosen: argparse.Namespace) -> Path:
-    """The CSV to complete: results/ holds the full grid of plain ns-3 and nothing else."""
+    """The CSV to complete: results/ holds full grids only, one file for each setting of ns-3."""
     if chosen.quick:
         return BUILD / "quick.csv"
-    return BUILD / "decoded_headers.csv" if chosen.decode_headers else ROOT / "results" / "ns3.csv"
+    return ROOT / "results" / ("ns3_decoded_headers.csv" if chosen.decode_headers else "ns3.csv")
 
 
 def run(chosen: argparse.Namespace) -> None:
