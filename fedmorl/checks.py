@@ -122,7 +122,8 @@ def _anchors(soup: BeautifulSoup) -> set[str]:
 
 def page_bytes(folder: Path, name: str, soup: BeautifulSoup) -> int:
     """Bytes of a page and of what it loads from the book, MathJax aside."""
-    paths = {_target(name, unquote(urlsplit(address).path)) for address in loaded(soup)} | {name}
+    parts = (urlsplit(address) for address in loaded(soup))  # data: addresses weigh within the page
+    paths = {_target(name, unquote(part.path)) for part in parts if not part.scheme} | {name}
     files = [folder / path for path in paths if MATHJAX not in path]
     return sum(file.stat().st_size for file in files if file.is_file())
 

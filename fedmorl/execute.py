@@ -52,7 +52,7 @@ class Kernels:
         from jupyter_client.manager import AsyncKernelManager
 
         spec = KernelSpec(
-            argv=[sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "--log-level=40",
+            argv=[sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "--log-level=50",
                   "-f", "{connection_file}"],
             display_name="Python 3",
             language="python",

@@ -383,7 +383,7 @@ def speed_bars(rows: "pd.DataFrame") -> Picture:
     colour = dict(zip(programs, cycle(COLOURS), strict=False))
     with rc_context(STYLE):
         figure, axis = _axes(height=0.7 + 0.21 * len(bars))
-        for place, ((case, program), value) in enumerate(reversed(bars.items())):
+        for place, ((_, program), value) in enumerate(reversed(bars.items())):
             axis.barh(place, value, color=colour[program], height=0.72)
             axis.text(value, place, f" {value:.2g}", va="center", fontsize=8)
         labels = [f"{case}: {program}" for case, program in reversed(bars)]

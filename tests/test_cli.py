@@ -110,6 +110,7 @@ def test_a_wrong_parameter_is_refused_before_a_kernel_starts(
         (lambda made: made["cells"][2].update(source="x = = 1"), "the cell that starts 'x = = 1' is not Python"),
         (lambda made: made.pop("cells"), "is not a notebook: KeyError 'cells'"),
         (lambda made: made.update(nbformat=3), "has notebook format 3"),
+        (lambda made: made["metadata"].update(papermill={}), "is the output of a run and keeps its old parameters"),
     ],
 )
 def test_a_malformed_notebook_is_refused(tmp_path: Path, refused, change, message: str) -> None:

@@ -197,6 +197,7 @@ def test_threads_and_the_progress_bar_do_not_change_the_grid(capsys):
     few = {"stations": (AC_VO, CSMA_ECA), "loads": {"frozen": (None, 0.3)}, **SHORT}
     alone = grid((2, 5), workers=1, **few)
     pd.testing.assert_frame_equal(grid((2, 5), workers=4, progress=True, **few), alone)
+    assert not grid((2, 5), seed=1, **few)["mean"].equals(alone["mean"])
     assert "points" in capsys.readouterr().err
 
 
@@ -237,8 +238,9 @@ def test_a_move_of_the_slider_shows_the_simulator_s_numbers(live):
 
 
 def test_a_preset_sets_the_window_and_a_window_names_its_preset(live):
+    generation = live.generation
     live.preset.value = "ac_be"
-    assert (live.cw_min.value, live.cw_max.value) == (31, 1023)
+    assert (live.cw_min.value, live.cw_max.value) == (31, 1023) and live.generation == generation + 1
     live.cw_min.value = 7
     assert live.preset.value == "csma_ca" and live.configuration == Configuration.of(CSMA_CA)
     live.cw_max.value = 63
@@ -278,6 +280,7 @@ def test_a_pinned_configuration_stays_beside_the_current_one_and_follows_n(live)
         expected = compute(10, Configuration.of(station), n_slots=300_000, warmup_slots=100_000)
         assert float(cell) == pytest.approx(expected.metrics["throughput_ratio"].mean, abs=1e-3)
     assert "B AC_BE" in live._table.value and "A AC_VO" in live._table.value
+    assert live._chart.value.index('<g class="pinned">') < live._chart.value.index('<g class="now">')  # now on top
     live.pin()
     assert live.pinned is None and "AC_VO" not in live._table.value
 
@@ -290,33 +293,71 @@ def test_the_metric_of_the_charts_changes_without_a_new_simulation(live, monkeyp
     live.metric.value = "throughput_ratio"
 
 
-def test_the_newest_move_wins_and_ends_the_work_before_it():
-    """The run that is overtaken would take minutes: five runs of 1e8 slots for each of 20 points."""
+def long_work(*_, carry_on, **__):
+    """Stands in for a run of minutes; gives up after 20 s if nobody tells it to."""
+    end = time.monotonic() + 20
+    while carry_on(0.5) and time.monotonic() < end:
+        time.sleep(0.001)
 
+
+def test_the_newest_move_wins_and_ends_the_work_before_it(monkeypatch):
     async def overtake() -> tuple[Explorer, float]:
         explorer = Explorer(n_stations=2, n_slots=200_000)
         await explorer.finished()
-        explorer.horizon.value = 100_000_000
-        while not explorer._share:  # wait until it is under way
-            await asyncio.sleep(0.01)
+        monkeypatch.setattr(view, "compute", long_work)
+        explorer.n_stations.value = 31
+        await asyncio.sleep(0.1)  # it is under way
+        monkeypatch.undo()
         moved = time.monotonic()
-        explorer.horizon.value = 200_000
-        explorer.n_stations.value = 6
-        explorer.n_stations.value = 7
+        explorer.n_stations.value = 32
+        explorer.n_stations.value = 33
         await explorer.finished()
         return explorer, time.monotonic() - moved
 
     explorer, seconds = asyncio.run(overtake())
-    assert seconds < 10 and explorer.result.n_stations == 7 and 'data-n="7"' in explorer._table.value
-    assert {point.n_slots for point in explorer._kept} == {200_000}
-    assert not any(point.n_stations == 6 for point in explorer._kept)
+    assert seconds < 10 and explorer.result.n_stations == 33 and 'data-n="33"' in explorer._table.value
+    assert not any(point.n_stations in (31, 32) for point in explorer._kept)
+
+
+def test_a_point_that_is_known_is_drawn_before_the_curves_around_it(monkeypatch):
+    async def go_back() -> str:
+        explorer = Explorer(n_stations=2, n_slots=200_000)
+        await explorer.finished()  # N = 5 is a point of its curve over N
+        monkeypatch.setattr(view, "compute", long_work)
+        explorer.n_stations.value = 5
+        await asyncio.sleep(0.1)
+        explorer.stop()
+        await explorer.finished()
+        return explorer._table.value
+
+    assert 'data-n="5"' in asyncio.run(go_back())
+
+
+def test_a_late_result_of_an_older_move_is_thrown_away(monkeypatch):
+    """The worker may not hear in time that it is overtaken; here it never does."""
+
+    def deaf(*args, carry_on, **kwargs):
+        return compute(*args, **kwargs)
+
+    async def overtake() -> Explorer:
+        explorer = Explorer(n_stations=2, n_slots=200_000)
+        await explorer.finished()
+        monkeypatch.setattr(view, "compute", deaf)
+        explorer.n_stations.value = 31
+        await asyncio.sleep(0)  # the first point is under way
+        explorer.n_stations.value = 33
+        await explorer.finished()
+        return explorer
+
+    explorer = asyncio.run(overtake())
+    assert 'data-n="33"' in explorer._table.value
+    assert not any(point.n_stations == 31 for point in explorer._kept)
 
 
 def test_the_kernel_stays_responsive_and_stop_stops():
     async def watch() -> tuple[Explorer, float, float]:
         explorer = Explorer(n_stations=2, n_slots=200_000)
         await explorer.finished()
-        before = explorer._table.value
         explorer.horizon.value = 100_000_000
         gaps, last = [], time.monotonic()
         while explorer._progress.value == 0 or len(gaps) < 20:
@@ -325,8 +366,10 @@ def test_the_kernel_stays_responsive_and_stop_stops():
             last = time.monotonic()
         assert not explorer._stop_button.disabled and explorer._progress.layout.visibility == "visible"
         explorer.stop()
+        before = explorer._table.value, explorer._chart.value, len(explorer._kept)
         await explorer.finished()
-        assert explorer._table.value == before and "Stopped" in explorer._status.value
+        assert (explorer._table.value, explorer._chart.value, len(explorer._kept)) == before
+        assert "Stopped" in explorer._status.value
         return explorer, float(np.median(gaps)), time.monotonic() - last
 
     explorer, gap, seconds = asyncio.run(watch())

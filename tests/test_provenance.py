@@ -40,6 +40,7 @@ def __getattr__(name):
 """,
     "lazily/heavy.py": "class Heavy: pass\n",
     "lazily/light.py": "light = 1\n",
+    "provenance.py": "from fedmorl import plugin\n",
     "typed.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from fedmorl.plugin import value\n",
 }
 

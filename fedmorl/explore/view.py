@@ -113,7 +113,7 @@ class Explorer(widgets.VBox):
         return Point(n_stations, configuration, self.horizon.value)
 
     def _focus(self) -> list[Point]:
-        return [self._point(c, self.n_stations.value) for c in (self.configuration,) if c is not None]
+        return [self._point(c, self.n_stations.value) for c in (self.configuration, self.pinned) if c is not None]
 
     def _wanted(self) -> list[Point]:
         """All points to show, the asked-for first; then the middle of a curve before its ends."""
