@@ -243,6 +243,7 @@ def test_a_preset_sets_the_window_and_a_window_names_its_preset(live):
     assert (live.cw_min.value, live.cw_max.value) == (31, 1023) and live.generation == generation + 1
     live.cw_min.value = 7
     assert live.preset.value == "csma_ca" and live.configuration == Configuration.of(CSMA_CA)
+    assert live.generation == generation + 2
     live.cw_max.value = 63
     assert live.preset.value == view.OWN and live.configuration == Configuration(7, 63)
     live.preset.value = "csma_eca"
