@@ -58,9 +58,8 @@ class Simulation:
         self._n_buckets = ring_size(scenario) if mode == "event" and not trace and ring_fits(scenario) else 0
         self._is_pair = bool(self._n_buckets) and pair_fits(scenario)
         self._memory: dict[int, Any] = dict.fromkeys(range(scenario.n_stations))
-        self._rng = {
-            k: np.random.default_rng([seed, replication, k]) for k, s in enumerate(scenario.stations) if s.policy
-        }
+        self._policies = {k: s.policy for k, s in enumerate(scenario.stations) if s.policy is not None}
+        self._rng = {k: np.random.default_rng([seed, replication, k]) for k in self._policies}
         self.state = make_state(scenario, seed, replication)
         self.state.channel["tracing"] = self.traced
         self._grow_trace()
@@ -109,8 +108,7 @@ class Simulation:
         stations = self.state.stations
         for k in np.flatnonzero((stations["may_decide"] == 1) & (stations["policy"] < 0)).tolist():
             observation = stations["observation"][k, : len(OBSERVATION)].copy()
-            policy = self.scenario.stations[k].policy
-            action, self._memory[k] = policy.act(observation, self._memory[k], self._rng[k])
+            action, self._memory[k] = self._policies[k].act(observation, self._memory[k], self._rng[k])
             if action not in (0, 1):
                 raise ValueError(
                     f"the policy of station {k} must return action 0 (defer) or 1 (transmit); got {action!r}"
