@@ -6,6 +6,7 @@ difference says why.
 """
 
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -85,9 +86,7 @@ class Chapter:
         old = self.metadata.get("key")
         if old is None:
             return "never run"
-        reasons = [
-            f"{kind} {text}" for kind in self.key for text in _difference(old.get(kind, {}), self.key[kind])
-        ]
+        reasons = [f"{kind} {text}" for kind in self.key for text in _difference(old.get(kind, {}), self.key[kind])]
         return "; ".join(reasons).replace("cells code cells", "code cells")
 
     def run(self, kernels: execute.Kernels, on_cell: Callable[[], None]) -> dict[str, Any]:
@@ -126,7 +125,7 @@ def results_read(literals: frozenset[str], folder: Path, root: Path) -> list[Pat
     results = root / "results"
     named: set[Path] = set()
     for text in literals:
-        if text.strip() and len(text) < 200 and "\n" not in text and "\0" not in text:
+        if re.search(r"\w", text) and len(text) < 200 and "\n" not in text and "\0" not in text:
             named.update((base / text).resolve() for base in (folder, root, results))
     inside = {path for path in named if path.is_relative_to(results.resolve()) and path.exists()}
     files = {path for path in inside if path.is_file()}
@@ -202,17 +201,13 @@ def read_profiles(root: Path, names: list[str], profile: str) -> dict[str, dict[
     folder = root / "notebooks" / "profiles"
     files = {path.stem: path for path in sorted(folder.glob("*.yml"))}
     if profile not in files:
-        raise RunError(
-            f"there is no profile {profile!r} in notebooks/profiles; there is {', '.join(files) or 'none'}"
-        )
+        raise RunError(f"there is no profile {profile!r} in notebooks/profiles; there is {', '.join(files) or 'none'}")
     parameters = {name: _profile(path, names) for name, path in files.items()}
     keys = {name: {(c, p) for c, given in table.items() for p in given} for name, table in parameters.items()}
     for name in files:
         for chapter, parameter in sorted(keys[profile] ^ keys[name]):
             has, lacks = (profile, name) if (chapter, parameter) in keys[profile] else (name, profile)
-            raise RunError(
-                f"profile {has} sets {parameter} of {chapter} and profile {lacks} does not; set it in both"
-            )
+            raise RunError(f"profile {has} sets {parameter} of {chapter} and profile {lacks} does not; set it in both")
     return parameters[profile]
 
 
@@ -220,9 +215,7 @@ def _profile(path: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     """One profile file as chapter -> parameters, its shape and its chapters' names checked."""
     table = read_yaml(path) or {}
     where = f"notebooks/profiles/{path.name}"
-    if not isinstance(table, dict) or not all(
-        given is None or isinstance(given, dict) for given in table.values()
-    ):
+    if not isinstance(table, dict) or not all(given is None or isinstance(given, dict) for given in table.values()):
         raise RunError(f"{where} must map each chapter to its parameters")
     unknown = sorted(set(table) - set(names))
     if unknown:
@@ -233,9 +226,7 @@ def _profile(path: Path, names: list[str]) -> dict[str, dict[str, Any]]:
 # --- running ------------------------------------------------------------------------------------------------
 
 
-def run_all(
-    waiting: list[Chapter], jobs: int, on_cell: Callable[[], None], on_done: Callable[[Chapter], None]
-) -> None:
+def run_all(waiting: list[Chapter], jobs: int, on_cell: Callable[[], None], on_done: Callable[[Chapter], None]) -> None:
     """Run chapters side by side; all are tried, and the failures come in one RunError.
 
     Threads drive papermill, since each run has a process of its own anyway: the kernel. Worker processes of a

@@ -8,6 +8,7 @@ from pathlib import Path
 _ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*vendor/fontawesome/[^"]*\.js[^"]*"></script>')
 _ICON_FONT_AHEAD = re.compile(r'\s*<link rel="preload"[^>]*/fa-(?:brands|regular)-[^>]*>')
 _ICON_RULE = re.compile(r'((?:\.fa-[\w-]+:{1,2}before,?)+)\{content:"[^"]*"\}')
+_TABLE_BOX = '<div class="pst-scrollable-table-container"'
 _BEFORE_THE_END = re.compile(r'<footer class="prev-next-footer')
 
 
@@ -18,6 +19,7 @@ def repair(folder: Path, title: str, root_page: str, footer: str) -> None:
       assistive technology reads as a list without items; they become list items.
     * The icon script goes, see above; so do fonts of icons that are fetched ahead and never shown, and the
       style rules of the two thousand icons that no page names.
+    * A wide table scrolls in a box of its own on a small screen; the box becomes reachable by keyboard.
     * The search page, which Sphinx makes by itself, gets the provenance line that every page ends with.
     * `index.html` becomes a whole page that leads to the first one, with a title, a language and a link.
     """
@@ -25,9 +27,9 @@ def repair(folder: Path, title: str, root_page: str, footer: str) -> None:
         if "_static" in path.relative_to(folder).parts:
             continue
         before = path.read_text(encoding="utf-8")
-        text = _ICON_FONT_AHEAD.sub("", _ICON_SCRIPT.sub("", before)).replace(
-            'role="doc-biblioentry"', 'role="listitem"'
-        )
+        text = _ICON_FONT_AHEAD.sub("", _ICON_SCRIPT.sub("", before))
+        text = text.replace('role="doc-biblioentry"', 'role="listitem"')
+        text = text.replace(_TABLE_BOX, f'{_TABLE_BOX} tabindex="0"')
         if path.name == "search.html":
             text = _BEFORE_THE_END.sub(lambda found: footer + found.group(), text, count=1)
         if text != before:

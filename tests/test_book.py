@@ -118,10 +118,10 @@ def test_a_result_folder_stands_for_its_files_unless_some_are_named(tmp_path: Pa
         found = chapters.results_read(frozenset(literals), folder, tmp_path)
         return [path.relative_to(results).as_posix() for path in found]
 
-    assert read("a.csv", "text", "") == ["a.csv"]
+    assert read("a.csv", "text", "", ".", "./") == ["a.csv"]
     assert read("../results/sweep") == ["sweep/b.csv", "sweep/c.csv"]
     assert read("results", "sweep/b.csv") == ["sweep/b.csv"]
-    assert read("../notebooks", "/etc/hostname") == []
+    assert read("../notebooks", "/etc/hostname", ".", "") == []
 
 
 # --- one page -------------------------------------------------------------------------------------------
@@ -264,13 +264,15 @@ def test_checkout_home_and_host_are_found_in_pages_notebooks_and_rows(
     ]
 
 
-def test_bibliography_entries_become_list_items_and_the_icon_script_goes(site: Path) -> None:
+def test_bibliography_entries_are_list_items_wide_tables_take_the_focus_and_the_icon_script_goes(site: Path) -> None:
     entry = '<div role="list"><div role="doc-biblioentry">x</div></div>'
     icons = '<script src="_static/vendor/fontawesome/6/js/all.min.js?digest=1"></script>'
-    (site / "book" / "a.html").write_text(GOOD.replace("</article>", f"{entry}{icons}</article>"))
+    table = '<div class="pst-scrollable-table-container"><table></table></div>'
+    (site / "book" / "a.html").write_text(GOOD.replace("</article>", f"{entry}{icons}{table}</article>"))
     repair(site, "Title", "book/a", "")
     text = (site / "book" / "a.html").read_text()
     assert 'role="listitem"' in text and "doc-biblioentry" not in text and "fontawesome" not in text
+    assert 'container" tabindex="0"><table>' in text
     assert '<a href="book/a.html">' in (site / "index.html").read_text()
 
 

@@ -39,7 +39,8 @@ color:var(--jp-ui-font-color1,#222)}
 border-bottom:1px solid var(--jp-border-color2,#ddd)}
 .fm-live thead th{font-weight:600;color:var(--jp-ui-font-color2,#555);vertical-align:bottom}
 .fm-live thead .now{color:var(--fm-now)}.fm-live thead .pinned{color:var(--fm-pinned)}
-.fm-live th[scope=row]{text-align:left;padding-left:0}
+.fm-live th[scope=row]{text-align:left;padding-left:0;white-space:normal;min-width:9rem}
+.fm-live .scroll{overflow-x:auto}
 .fm-live small{color:var(--jp-ui-font-color2,#555)}
 .fm-live thead small{display:block;font-weight:400}
 .fm-live td.now{font-size:15px}

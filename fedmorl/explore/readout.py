@@ -52,9 +52,9 @@ def table(shown: Sequence[Result], generation: int) -> str:
     heads += [f'<th scope="col">{escape(short(name))}</th>' for name in now.bounds]
     rows = "".join(_row(name, shown) for name in METRICS)
     return (
-        f'<table data-generation="{generation}" data-n="{now.n_stations}">'
+        f'<div class="scroll"><table data-generation="{generation}" data-n="{now.n_stations}">'
         f'<thead><tr><th scope="row"><b>N = {now.n_stations}</b></th>{"".join(heads)}</tr></thead>'
-        f"<tbody>{rows}</tbody></table>"
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 

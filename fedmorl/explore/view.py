@@ -238,7 +238,7 @@ class Explorer(widgets.VBox):
     # -- the controls -------------------------------------------------------------------------------------
 
     def _make_controls(self, n_stations: int, preset: str, n_slots: int) -> None:
-        wide, label = widgets.Layout(width="100%"), {"description_width": "6.5rem"}
+        wide, label = widgets.Layout(width="auto"), {"description_width": "6.5rem"}
         look: dict[str, Any] = {"layout": wide, "style": label}
         sizes: dict[str, Any] = {"options": CW_AXIS, "continuous_update": False, **look}
         first = PRESETS[preset]
