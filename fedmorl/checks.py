@@ -95,9 +95,7 @@ def _links(site: Site, name: str, soup: BeautifulSoup) -> Iterator[str]:
         target = _target(name, unquote(parts.path))
         if not (site.folder / target).is_file():
             yield f"link {address} leads to no file"
-        elif (
-            parts.fragment and target in site.anchors and unquote(parts.fragment) not in site.anchors[target]
-        ):
+        elif parts.fragment and target in site.anchors and unquote(parts.fragment) not in site.anchors[target]:
             yield f"link {address} leads to no anchor"
 
 

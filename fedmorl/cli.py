@@ -106,9 +106,7 @@ def _add_run(commands: Any) -> None:
         metavar=("NAME", "VALUE"),
         dest="parameters",
     )
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT.ipynb", help="where the run goes"
-    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.ipynb", help="where the run goes")
     parser.add_argument("--force", action="store_true", help="replace an existing output")
 
 
@@ -129,9 +127,7 @@ def _run(options: argparse.Namespace) -> int:
     given = {name: _value(text, known.get(name)) for name, text in options.parameters}
     cells = sum(cell["cell_type"] == "code" for cell in source["cells"])
     with tqdm(total=cells, unit="cell", disable=not sys.stderr.isatty(), leave=False) as bar:
-        made = execute.run_interruptible(
-            options.notebook, options.output, given, on_cell=lambda: bar.update(1)
-        )
+        made = execute.run_interruptible(options.notebook, options.output, given, on_cell=lambda: bar.update(1))
     print(f"{options.output}: code {made['code']}, {made['seconds']} s")
     return 0
 
@@ -165,13 +161,9 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_book(commands: Any) -> None:
-    parser = _add(
-        commands, "book", _book, "run what is stale, render the book into _build/html, and check it"
-    )
+    parser = _add(commands, "book", _book, "run what is stale, render the book into _build/html, and check it")
     _add_profile(parser)
-    parser.add_argument(
-        "--jobs", type=int, metavar="K", help="chapters at a time (default: the cores at hand)"
-    )
+    parser.add_argument("--jobs", type=int, metavar="K", help="chapters at a time (default: the cores at hand)")
 
 
 def _book(options: argparse.Namespace) -> int:

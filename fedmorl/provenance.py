@@ -101,9 +101,7 @@ def constraints_hash(root: Path) -> str | None:
     return short_hash(pins.read_bytes()) if pins.is_file() else None
 
 
-def record(
-    reached: Closure, root: Path, *, seed: int | None = None, seconds: float | None = None
-) -> dict[str, Any]:
+def record(reached: Closure, root: Path, *, seed: int | None = None, seconds: float | None = None) -> dict[str, Any]:
     """Everything known about a run outside its kernel, as JSON-able values; goes into notebooks and rows."""
     name, dirty = commit(root)
     return {
