@@ -371,7 +371,7 @@ def slots_to_next_event(stations, t, until):
             if u.next_arrival < np.float64(until):
                 skip = min(skip, np.int64(np.floor(u.next_arrival)) + 1 - t)
         elif u.access == AGENT:
-            skip = min(skip, max(u.defer, 1))
+            skip = min(skip, u.defer)  # > 0, since nobody decides in this slot
         else:
             skip = min(skip, u.defer + u.counter)
     return skip
@@ -384,12 +384,12 @@ def open_contention(stations, ch, queue, trace, sizes, weights, scratch):
         return TRACE_FULL
     if ch.has_arrivals == 1 and first_arrival(stations) < ch.t:
         take_arrivals(stations, ch, queue, trace, ch.t)
-    n_deciding, n_outside = mark_deciders(stations)
+    ch.n_deciding, n_outside = mark_deciders(stations)
     if n_outside > 0 and ch.answered == 0:
         observe_outside(stations, ch)
         return DECIDE
     ch.answered = 0
-    if n_deciding > 0:
+    if ch.n_deciding > 0:
         decide(stations, ch, sizes, weights, scratch)
     return REACHED
 
@@ -436,7 +436,8 @@ def advance(stations, ch, queue, access_histogram, delay_histogram, log, trace, 
             if mark_senders(stations, ch) > 0:
                 begin_busy(stations, ch)
             else:
-                pass_idle_slots(stations, ch, slots_to_next_event(stations, ch.t, until))
+                n_slots = 1 if ch.n_deciding > 0 else slots_to_next_event(stations, ch.t, until)
+                pass_idle_slots(stations, ch, n_slots)
     return REACHED
 
 

@@ -42,7 +42,7 @@ CHANNEL_SETTINGS = (
     "tx_slots failure_slots difs_slots eifs_extra buffer bianchi d2lt_local has_arrivals logging tracing"
 ).split()
 CHANNEL_DYNAMICS = (
-    "t phase remaining kind n_sending outcome winner answered "
+    "t phase remaining kind n_sending n_deciding outcome winner answered "
     "last_success_sum last_winner_slot other_winner_slot reward_glob window_start"
 ).split()
 CHANNEL_COUNTS = (
