@@ -167,12 +167,12 @@ def _add_book(commands: Any) -> None:
 
 
 def _book(options: argparse.Namespace) -> int:
-    from fedmorl import book
+    from fedmorl.book import build
     from fedmorl.notebook import RunError
 
     if options.jobs is not None and options.jobs < 1:
         raise RunError(f"--jobs must be at least 1, got {options.jobs}")
-    book.build(_root(), options.profile, options.jobs, say=lambda text: print(text, flush=True))
+    build.build(_root(), options.profile, options.jobs, say=lambda text: print(text, flush=True))
     return 0
 
 
@@ -181,9 +181,9 @@ def _add_status(commands: Any) -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from fedmorl import book
+    from fedmorl.book import build
 
-    for notebook, text in book.status(_root(), options.profile):
+    for notebook, text in build.status(_root(), options.profile):
         print(f"{notebook}: {text}")
     return 0
 

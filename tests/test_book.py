@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 from conftest import FOOTER, Toy, notebook
 
-from fedmorl import book, chapters, checks, pages
+from fedmorl.book import build, chapters, checks, pages
+from fedmorl.book.repairs import repair
 from fedmorl.cli import _value
 from fedmorl.notebook import RunError, checked, parameters_of
-from fedmorl.repairs import repair
 
 
 def built(toy: Toy) -> tuple[list[str], Path]:
     """Build the quick profile; returns what was said, and the folder of the HTML."""
     said: list[str] = []
-    return said, book.build(toy.root, "quick", jobs=1, say=said.append)
+    return said, build.build(toy.root, "quick", jobs=1, say=said.append)
 
 
 # --- sources and profiles -------------------------------------------------------------------------------
@@ -340,15 +340,15 @@ def test_an_interrupted_build_ends_its_kernels_and_keeps_the_old_book(toy: Toy) 
     page = old_book(toy)
     toy.add("a", "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(100)", quick={"seed": 3})
     pid_file = toy.root / "notebooks" / "pid"
-    build = subprocess.Popen([sys.executable, "-m", "fedmorl.cli", "book"], cwd=toy.root, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-m", "fedmorl.cli", "book"], cwd=toy.root, stderr=subprocess.PIPE)
     pid = int(waited(lambda: pid_file.is_file() and pid_file.read_text()))
-    build.send_signal(signal.SIGINT)
-    _, errors = build.communicate(timeout=20)
-    assert build.returncode == 130 and b"interrupted" in errors and b"Traceback" not in errors
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130 and b"interrupted" in errors and b"Traceback" not in errors
     assert waited(lambda: not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes())
     assert page.read_text() == "the old book"
     assert not list((toy.root / "_build").rglob("*.tmp.ipynb"))
-    with book._only_build(toy.root / "_build"):
+    with build._only_build(toy.root / "_build"):
         pass  # the lock is free
 
 
@@ -377,20 +377,20 @@ def test_a_second_build_is_refused_while_one_runs(toy: Toy) -> None:
 
 def test_a_lock_file_that_nobody_holds_does_not_stop_a_build(tmp_path: Path) -> None:
     (tmp_path / "book.lock").write_text("1")
-    with book._only_build(tmp_path):
+    with build._only_build(tmp_path):
         assert (tmp_path / "book.lock").read_text() != "1"
 
 
 def test_a_build_cut_off_between_the_two_renames_gets_the_old_book_back(tmp_path: Path) -> None:
     (tmp_path / "html.old").mkdir()
     (tmp_path / "html.old" / "index.html").write_text("old")
-    book._recover(tmp_path / "html")
+    build._recover(tmp_path / "html")
     assert (tmp_path / "html" / "index.html").read_text() == "old"
 
 
 def test_status_tells_what_would_run_and_why(toy: Toy) -> None:
     aged(toy)
     toy.add("b", FOOTER)
-    rows = dict(book.status(toy.root, "quick"))
+    rows = dict(build.status(toy.root, "quick"))
     assert rows["notebooks/a.ipynb"].startswith("current:")
     assert rows["notebooks/b.ipynb"] == "stale: never run"

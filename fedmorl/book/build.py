@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import TextIO
 
 from fedmorl import provenance
-from fedmorl.chapters import Chapter, chapters, documents, read_yaml, run_all, source_of
+from fedmorl.book.chapters import Chapter, chapters, documents, read_yaml, run_all, source_of
 from fedmorl.closure import PACKAGE_DIR, short_hash
 from fedmorl.notebook import RunError, read_notebook, read_source, write_notebook
 
 Say = Callable[[str], None]
 
 # What decides how a page looks, besides the sources.
-PIPELINE = ("book", "pages", "checks", "repairs")
+PIPELINE = ("build", "pages", "checks", "repairs")
 RENDERERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "pydata-sphinx-theme")
 
 
@@ -101,7 +101,7 @@ def _digest(root: Path, found: list[Chapter], profile: str) -> str:
         [[chapter.name, chapter.key, short_hash(chapter.source.read_bytes())] for chapter in found],
         [[path.name, short_hash(path.read_bytes())] for path in (root / "_config.yml", root / "_toc.yml")],
         [[_shown(path, root), short_hash(path.read_bytes())] for path in _copied(root)],
-        [short_hash((PACKAGE_DIR / f"{name}.py").read_bytes()) for name in PIPELINE],
+        [short_hash((PACKAGE_DIR / "book" / f"{name}.py").read_bytes()) for name in PIPELINE],
     ]
     return short_hash(json.dumps(inputs, sort_keys=True))
 
@@ -154,7 +154,7 @@ def _code_cells(chapter: Chapter) -> int:
 
 def _stage(root: Path, found: list[Chapter], profile: str) -> Path:
     """Write every page and asset into an empty `_build/stage`."""
-    from fedmorl import pages
+    from fedmorl.book import pages
 
     stage = root / "_build" / "stage"
     shutil.rmtree(stage, ignore_errors=True)
@@ -208,7 +208,7 @@ def _complaint(log: str) -> str:
 
 def _check(root: Path, stage: Path, made: Path, found: list[Chapter]) -> None:
     """Mend what the renderer gets wrong, then refuse a book that misses a page or a promise."""
-    from fedmorl import checks, repairs
+    from fedmorl.book import checks, repairs
 
     pages = documents(root)
     title = str(read_yaml(root / "_config.yml").get("title", "Book"))

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fedmorl import execute, provenance
+from fedmorl.book.pages import command
 from fedmorl.closure import Closure, module_hash, short_hash
 from fedmorl.notebook import Parameter, RunError, checked, parameters_of, reached_by, read_source
-from fedmorl.pages import command
 
 Key = dict[str, Any]
 
