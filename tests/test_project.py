@@ -224,6 +224,13 @@ def test_hooks_run_what_make_installs():
 # --- the book's lists -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tool", ["ruff check .", "ruff format --check .", "mypy"])
+def test_lint_is_clean(tool):
+    """The tools of `make lint`, by the modules of this interpreter."""
+    done = subprocess.run([sys.executable, "-m", *tool.split()], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_equation_index_is_complete_and_names_functions_that_exist():
     page = read("book/equations.md")
     sources = [read(name) for name in PROSE if name.startswith("book/")]
