@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="fedmorl",
         description="Simulate the shared channel, run notebooks, build the book.",
         epilog=EXAMPLES,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -77,6 +78,7 @@ def _add(commands: Any, name: str, command: Any, summary: str, epilog: str = "")
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
         epilog=epilog,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command=command)

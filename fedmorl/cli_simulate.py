@@ -61,7 +61,7 @@ def _whole(text: str) -> int:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `fedmorl simulate`."""
     parser.add_argument(
-        "--access", choices=ACCESS, default="ac_be", help="access rule of all stations (default: ac_be)"
+        "--access", type=str.lower, choices=ACCESS, default="ac_be", help="access rule of all stations (default: ac_be)"
     )
     parser.add_argument("--stations", type=_whole, default=10, metavar="N", help="stations, 1 to 256 (default: 10)")
     parser.add_argument(

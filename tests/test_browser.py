@@ -19,8 +19,6 @@ AXE = ROOT / "tests" / "vendor" / "axe.min.js"
 # axe rules of serious or critical impact that may fail, each with its reason; at most one
 ALLOWED: dict[str, str] = {}
 
-CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-CHROMIUM_FLAGS += ["--disable-background-networking"]
 LEFT_TEX = re.compile(r"\\\(|\\\[|\$\$|\\(?:frac|begin|left|sum|mathrm|text|tau|lambda)\b")
 
 
@@ -49,16 +47,6 @@ def origin(book_html: Path) -> Iterator[str]:
     """The finished book behind a local server; yields its address."""
     with serving(book_html) as address:
         yield address
-
-
-@pytest.fixture(scope="session")
-def browser(chromium: str) -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
-        yield running
-        running.close()
 
 
 class Visit:

@@ -284,6 +284,8 @@ def test_workers_do_not_change_a_number_and_replications_differ():
 
 
 def test_interval_is_student_t():
+    with pytest.raises(ValueError, match="at least 2 replications"):
+        replicate(Scenario.uniform(AC_BE, 2), 200_000, 1).interval("throughput_ratio")
     r = replicate(Scenario.uniform(AC_BE, 3), 200_000, 5, seed=0)
     values = r.values("throughput_ratio")
     half = 2.776445 * values.std(ddof=1) / math.sqrt(5)  # t(0.975, 4)
@@ -398,6 +400,9 @@ def test_a_policy_that_returns_nonsense_is_refused():
             return 2, memory
 
     with pytest.raises(ValueError, match=r"station 0 must return action 0 .* got 2"):
+        simulate(Scenario.uniform(Station(policy=Nonsense()), 1), 1000, warmup_slots=0)
+    Nonsense.act = lambda self, observation, memory, rng: 1
+    with pytest.raises(ValueError, match=r"station 0 must return a tuple \(action, memory\); got 1"):
         simulate(Scenario.uniform(Station(policy=Nonsense()), 1), 1000, warmup_slots=0)
 
 

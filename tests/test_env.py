@@ -149,6 +149,12 @@ def test_misuse_gets_one_clear_sentence():
     env.reset(seed=0)
     with pytest.raises(ValueError, match="missing station_3"):
         env.step({f"station_{k}": 0 for k in range(3)})
+    with pytest.raises(ValueError, match="unknown agents zz"):
+        env.step({"zz": 1} | {f"station_{k}": 0 for k in range(4)})
+    with pytest.raises(ValueError, match="must be a dict"):
+        env.step(None)
+    with pytest.raises(ValueError, match="scenario must be a Scenario"):
+        DCAParallelEnv("AC_BE")
     with pytest.raises(ValueError, match="agents"):
         DCAParallelEnv(Scenario.uniform(AC_BE, 2), agents=[])
     with pytest.raises(ValueError, match="from 0 to 1"):

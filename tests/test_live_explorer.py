@@ -18,7 +18,6 @@ import pytest
 pytestmark = pytest.mark.browser
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "channel" / "explorer.ipynb"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 MOVES = 9
 
 # The aim is a median below 300 ms; an idle machine with two cores gives about 100 ms. The test shares its cores with
@@ -92,22 +91,18 @@ def wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def page(lab: str, chromium: str) -> Iterator:
+def page(lab: str, browser) -> Iterator:
     """The notebook, opened, all cells run, the explorer's first result on the screen."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        opened = browser.new_page(viewport={"width": 1400, "height": 1150})
-        opened.set_default_timeout(60_000)
-        opened.goto(f"{lab}/lab/tree/{NOTEBOOK.name}?reset")
-        opened.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
-        opened.get_by_role("menuitem", name="Run", exact=True).click()
-        opened.get_by_text("Run All Cells", exact=True).click()
-        opened.locator(".fm-live table").wait_for()
-        opened.get_by_text("of a 95 % interval").wait_for()
-        yield opened
-        browser.close()
+    opened = browser.new_page(viewport={"width": 1400, "height": 1150})
+    opened.set_default_timeout(60_000)
+    opened.goto(f"{lab}/lab/tree/{NOTEBOOK.name}?reset")
+    opened.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+    opened.get_by_role("menuitem", name="Run", exact=True).click()
+    opened.get_by_text("Run All Cells", exact=True).click()
+    opened.locator(".fm-live table").wait_for()
+    opened.get_by_text("of a 95 % interval").wait_for()
+    yield opened
+    opened.close()
 
 
 def handle(page, number: int):

@@ -43,6 +43,8 @@ class BatchedEnv:
     def __init__(
         self, scenario: Scenario, n_envs: int = 64, agents: Sequence[int] | None = None, n_steps: int = 10_000
     ) -> None:
+        if not isinstance(scenario, Scenario):
+            raise ValueError(f"scenario must be a Scenario, such as Scenario.uniform(AC_BE, 10); got {scenario!r}")
         self.n_envs, self.n_steps = check_count("n_envs", n_envs, 1, 10**6), check_count("n_steps", n_steps, 1)
         chosen = range(scenario.n_stations) if agents is None else [check_count("agents", k, 0, 255) for k in agents]
         if len(chosen) == 0 or len(set(chosen)) != len(chosen):
@@ -178,6 +180,11 @@ class DCAParallelEnv(ParallelEnv):
 
     def step(self, actions: dict[str, int]) -> tuple[dict, dict, dict, dict, dict]:
         """One decision of every agent that may decide; the others' actions count as 0."""
+        if not isinstance(actions, dict):
+            raise ValueError(f"actions must be a dict of agent -> 0 or 1; got {type(actions).__name__}")
+        unknown = sorted(set(actions) - set(self.possible_agents))
+        if unknown:
+            raise ValueError(f"actions names unknown agents {', '.join(unknown)}; agents are {', '.join(self.agents)}")
         missing = [agent for agent in self.agents if agent not in actions]
         if missing:
             raise ValueError(f"actions must hold every agent; missing {', '.join(missing)}")

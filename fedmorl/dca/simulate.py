@@ -108,7 +108,10 @@ class Simulation:
         stations = self.state.stations
         for k in np.flatnonzero((stations["may_decide"] == 1) & (stations["policy"] < 0)).tolist():
             observation = stations["observation"][k, : len(OBSERVATION)].copy()
-            action, self._memory[k] = self._policies[k].act(observation, self._memory[k], self._rng[k])
+            answer = self._policies[k].act(observation, self._memory[k], self._rng[k])
+            if not isinstance(answer, tuple) or len(answer) != 2:
+                raise ValueError(f"the policy of station {k} must return a tuple (action, memory); got {answer!r}")
+            action, self._memory[k] = answer
             if action not in (0, 1):
                 raise ValueError(
                     f"the policy of station {k} must return action 0 (defer) or 1 (transmit); got {action!r}"
@@ -149,14 +152,29 @@ def simulate(
 
     Parameters
     ----------
+    scenario : who shares the channel, such as Scenario.uniform(AC_BE, n_stations=10).
+    n_slots : length of the run T [slots], the warm-up included; at least 1e7 for a number to publish.
+    seed : integer >= 0; the same seed gives the same bits on any number of threads.
+    warmup_slots : first slots W that are simulated and not measured [slots].
     mode : "event" (skips idle time) or "slot" (one slot at a time); the results are the same bits.
     replication : which independent repetition of `seed`.
     trace : keep every event of the window, as `Metrics.trace`; give warmup_slots=0 to see the first draws.
+
+    Returns
+    -------
+    Metrics
+        What was measured over slots [W, T): throughput_ratio, collision_rate, jain_index, per_station, ...
 
     Raises
     ------
     ValueError
         If an argument is out of range, or a policy returns an action other than 0 or 1.
+
+    Examples
+    --------
+    >>> from fedmorl.dca import AC_BE, Scenario
+    >>> round(simulate(Scenario.uniform(AC_BE, n_stations=10), n_slots=10_000_000).throughput_ratio, 2)
+    0.8
     """
     n_slots = check_count("n_slots", n_slots, 1)
     warmup_slots = check_count("warmup_slots", warmup_slots)
@@ -180,7 +198,7 @@ class Replications:
     runs: tuple[Metrics, ...]
 
     def __repr__(self) -> str:
-        low, high = self.interval("throughput_ratio")
+        low, high = interval(self.values("throughput_ratio"))
         return (
             f"Replications({len(self.runs)} runs: throughput_ratio={self.mean('throughput_ratio'):.4f} "
             f"[{low:.4f}, {high:.4f}])"
@@ -200,7 +218,9 @@ class Replications:
         return float(self.values(metric).mean())
 
     def interval(self, metric: str) -> tuple[float, float]:
-        """mean -+ t(0.975, R - 1) sd / sqrt(R); NaN with a single run."""
+        """mean -+ t(0.975, R - 1) sd / sqrt(R); ValueError with a single run, which tells nothing of the spread."""
+        if len(self.runs) < 2:
+            raise ValueError("an interval needs at least 2 replications; got 1 (pass n_replications=5 or more)")
         return interval(self.values(metric))
 
     def table(self) -> "pd.DataFrame":
