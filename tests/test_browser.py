@@ -163,3 +163,15 @@ def test_a_visit_sees_every_kind_of_fault(browser, tmp_path: Path) -> None:
         assert left_tex(opened.page) == ["\\(", "\\frac"]
         assert {found.split()[0] for found in axe_violations(opened.page)} >= {"label", "image-alt", "html-has-lang"}
         opened.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_figures_keep_their_shape_on_narrow_pages(browser, origin: str, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto(f"{origin}/notebooks/channel/trade_off.html")
+    shapes = page.evaluate(
+        "[...document.querySelectorAll('article .cell_output img')].filter(i => i.clientWidth > 0)"
+        ".map(i => (i.clientWidth / i.clientHeight) / (i.naturalWidth / i.naturalHeight))"
+    )
+    page.close()
+    assert len(shapes) >= 3 and all(abs(shape - 1) < 0.02 for shape in shapes), shapes
