@@ -23,9 +23,9 @@ LEFT_TEX = re.compile(r"\\\(|\\\[|\$\$|\\(?:frac|begin|left|sum|mathrm|text|tau|
 
 
 def pages() -> list[str]:
-    """Pages of the table of contents, and the two that Sphinx adds."""
+    """Pages of the table of contents, and the search page that Sphinx adds."""
     found = re.findall(r"^\s*-?\s*(?:root|file):\s*(\S+)", (ROOT / "_toc.yml").read_text(), re.MULTILINE)
-    return ["index", "search", *found]
+    return ["search", *found]
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -120,6 +120,15 @@ def left_tex(page) -> list[str]:
           return body.textContent; }"""
     )
     return LEFT_TEX.findall(text)
+
+
+def test_the_entrance_leads_to_the_first_page(browser, origin: str) -> None:
+    """It refreshes at once, so it is no page to look at; visited like the others it would leave in mid-test."""
+    page = browser.new_page()
+    page.goto(f"{origin}/index.html")
+    page.wait_for_url("**/book/intro.html")
+    assert "FedMORL" in page.title()
+    page.close()
 
 
 @pytest.mark.parametrize("name", pages())
