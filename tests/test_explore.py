@@ -31,6 +31,16 @@ from fedmorl.explore.grids import windows
 from fedmorl.explore.predictions import bounds, theory
 from fedmorl.explore.readout import number
 
+
+@pytest.fixture(autouse=True)
+def no_event_loop():
+    """A browser test that ran before leaves Playwright's event loop running in this thread; here there is none."""
+    loop = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    yield
+    asyncio._set_running_loop(loop)
+
+
 SHORT = {"n_slots": 300_000, "n_replications": 3, "warmup_slots": 100_000}
 
 
