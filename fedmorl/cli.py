@@ -10,15 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fedmorl import __version__, cli_simulate
+from fedmorl import __version__, cli_simulate, cli_sweep
 
 EXAMPLES = """\
 examples:
   fedmorl simulate --access ac_be --stations 10            ten saturated stations, 1e7 slots, a table
   fedmorl simulate --access csma_eca --stations 8 --json   the same as JSON, for a script
   fedmorl book                                             run what is stale, render and check the book
-  fedmorl status                                           what `fedmorl book` would run, and why
+  fedmorl status                                           chapters, tables and claims: what is stale, and why
   fedmorl run notebooks/channel/channel_access.ipynb -p seed 1 -o out.ipynb
+  fedmorl sweep baselines_saturated                        one notebook, many parameters; resumes
+  fedmorl collect baselines_saturated                      its rows into one table
 """
 
 
@@ -57,7 +59,7 @@ def _sentence(error: Exception) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fedmorl",
-        description="Simulate the shared channel, run notebooks, build the book.",
+        description="Simulate the shared channel, run notebooks once or in thousands, build the book.",
         epilog=EXAMPLES,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -67,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     simulate = _add(commands, "simulate", cli_simulate.command, cli_simulate.SUMMARY, cli_simulate.EXAMPLES)
     cli_simulate.add_options(simulate)
     _add_run(commands)
+    sweep = _add(commands, "sweep", cli_sweep.sweep_command, cli_sweep.SWEEP, cli_sweep.SWEEP_EXAMPLES)
+    cli_sweep.add_sweep_options(sweep)
+    collect = _add(commands, "collect", cli_sweep.collect_command, cli_sweep.COLLECT, cli_sweep.COLLECT_EXAMPLES)
+    cli_sweep.add_collect_options(collect)
     _add_book(commands)
     _add_status(commands)
     return parser
@@ -146,16 +152,6 @@ def _value(text: str, parameter: Any) -> Any:
         return text
 
 
-def _root() -> Path:
-    from fedmorl.notebook import RunError
-    from fedmorl.provenance import project_root
-
-    root = project_root(Path.cwd())
-    if root is None:
-        raise RunError(f"there is no _toc.yml in {Path.cwd()} or above it; go to the checkout of the book")
-    return root
-
-
 def _add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", default="quick", help="parameters: notebooks/profiles/PROFILE.yml (default: %(default)s)"
@@ -174,19 +170,25 @@ def _book(options: argparse.Namespace) -> int:
 
     if options.jobs is not None and options.jobs < 1:
         raise RunError(f"--jobs must be at least 1, got {options.jobs}")
-    build.build(_root(), options.profile, options.jobs, say=lambda text: print(text, flush=True))
+    build.build(cli_sweep.root_of(Path.cwd()), options.profile, options.jobs, say=lambda text: print(text, flush=True))
     return 0
 
 
 def _add_status(commands: Any) -> None:
-    _add_profile(_add(commands, "status", _status, "tell which cached chapters are stale, and why"))
+    _add_profile(
+        _add(commands, "status", _status, "tell which chapters and tables are stale, missing or failed, and why")
+    )
 
 
 def _status(options: argparse.Namespace) -> int:
+    from fedmorl.batch import tables
     from fedmorl.book import build
 
-    for notebook, text in build.status(_root(), options.profile):
+    root = cli_sweep.root_of(Path.cwd())
+    for notebook, text in build.status(root, options.profile):
         print(f"{notebook}: {text}")
+    for sweep, state in tables.states(root):
+        print(f"{sweep.table.relative_to(root)}: {state.text()}")
     return 0
 
 

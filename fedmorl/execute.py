@@ -5,6 +5,7 @@ kernelspecs the machine has. A run that fails leaves `NAME.failed.ipynb`, with i
 output that it did not write. What is refused before a kernel starts is in `fedmorl.notebook`.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -14,12 +15,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmorl import provenance
+from fedmorl import provenance, rows
 from fedmorl.notebook import (
     Notebook,
     RunError,
@@ -39,11 +41,16 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPEN
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
+class KernelDied(RunError):
+    """The kernel's process ended by itself, or something ended it: the same run may well work another time."""
+
+
 @dataclass
 class Kernels:
     """The kernels of one build, all on this interpreter; `stop` ends them when a build is interrupted."""
 
     stopped: threading.Event = field(default_factory=threading.Event)
+    why: str = ""  # a failure to report, such as a limit of time; empty where a person interrupted
     _managers: list[Any] = field(default_factory=list)
 
     def manager_class(self, environment: dict[str, str]) -> "type[AsyncKernelManager]":
@@ -123,18 +130,29 @@ def run(
 
 
 def run_interruptible(
-    source: Path, output: Path, given: dict[str, Any], on_cell: Callable[[], None] = lambda: None
+    source: Path, output: Path, given: dict[str, Any], *, limit_s: float | None = None, **options: Any
 ) -> dict[str, Any]:
-    """`run` in a thread, so that Ctrl-C reaches the caller at once; the kernel is ended then."""
+    """`run` in a thread, so that Ctrl-C, or a limit of time, reaches the caller at once; the kernel is ended then."""
     kernels = Kernels()
     with ThreadPoolExecutor(max_workers=1) as pool:
-        future = pool.submit(run, source, output, given, kernels=kernels, on_cell=on_cell)
+        future = pool.submit(run, source, output, given, kernels=kernels, **options)
         try:
-            return future.result()
+            return future.result(limit_s)
+        except FutureTimeout:
+            kernels.why = f"it ran past its limit of {limit_s:g} s"
+            return _ended(future, kernels)
         finally:
             while not future.done():  # a kernel that is just starting has no process to end yet
                 kernels.stop()
                 wait([future], timeout=0.2)
+
+
+def _ended(future: "Future[dict[str, Any]]", kernels: Kernels) -> dict[str, Any]:
+    """The result of a run whose kernels are being ended: its RunError, or its record if it was just done."""
+    while True:
+        kernels.stop()
+        with contextlib.suppress(FutureTimeout):
+            return future.result(0.2)
 
 
 def failed_path(output: Path) -> Path:
@@ -157,7 +175,7 @@ class _Task:
 
     @property
     def temporary(self) -> Path:
-        return self.output.with_name(f".{self.output.stem}.tmp.ipynb")
+        return self.output.with_name(f".{self.output.stem}.{os.getpid()}.tmp.ipynb")
 
     def execute(self) -> None:
         """Let papermill run the notebook, and tell a failure in one sentence."""
@@ -170,7 +188,7 @@ class _Task:
             self.cell = error.source
             self._fail(f"{error.ename}: {_first_line(error.evalue)}")
         except DeadKernelError:
-            self._fail("the kernel died, as it does when memory runs out")
+            self._fail("the kernel died, as it does when memory runs out", KernelDied)
         except (CellTimeoutError, RuntimeError) as error:
             self._fail(_first_line(str(error)))
 
@@ -200,24 +218,32 @@ class _Task:
     def _done(self, cell: dict[str, Any], cell_index: int, execute_reply: dict[str, Any]) -> None:
         self.on_cell()
 
-    def _fail(self, reason: str) -> None:
-        if self.kernels.stopped.is_set():
+    def _fail(self, reason: str, kind: type[RunError] = RunError) -> None:
+        if self.kernels.stopped.is_set() and not self.kernels.why:
             raise RunError(f"{self.source} was interrupted") from None
+        reason, kind = (self.kernels.why, RunError) if self.kernels.why else (reason, kind)
         kept = failed_path(self.output)
         if self.temporary.exists():
             os.replace(self.temporary, kept)
         start = _telling_line(self.cell)
-        raise RunError(
-            f"{self.source} failed in the cell that starts {start!r}: {reason} (traceback in {kept})"
-        ) from None
+        raise kind(f"{self.source} failed in the cell that starts {start!r}: {reason} (traceback in {kept})") from None
 
     def finish(self, ours: dict[str, Any]) -> None:
         """Take machine paths out of the run's metadata, add our provenance, put the notebook in place."""
         notebook = read_notebook(self.temporary)
         notebook["metadata"]["papermill"].update(input_path=self.source.name, output_path=self.output.name)
-        notebook["metadata"]["fedmorl"] = ours
+        record = ours | self._emitted(notebook)
+        notebook["metadata"]["fedmorl"] = record | {"digest": rows.digest(record)}
         write_notebook(notebook, self.temporary)
         os.replace(self.temporary, self.output)
+
+    def _emitted(self, notebook: Notebook) -> dict[str, Any]:
+        """The rows that the run emitted, if any, where a sweep finds them without reading the cells."""
+        try:
+            found, cost = rows.taken_from(notebook)
+        except ValueError as error:
+            raise RunError(f"{self.source}: {error}") from None
+        return {"rows": found, "cost": cost} if found else {}
 
 
 def _telling_line(source: str) -> str:
@@ -230,6 +256,12 @@ def _telling_line(source: str) -> str:
 def _first_line(text: str) -> str:
     lines = _ANSI.sub("", text).strip().splitlines()
     return lines[0] if lines else "no message"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what runs that were cut off have left in `folder`; only for who holds the folder's lock."""
+    for path in folder.rglob(".*.tmp.ipynb"):
+        _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -394,6 +394,34 @@ def speed_bars(rows: "pd.DataFrame") -> Picture:
         return figure
 
 
+# ----------------------------------------------------------------------------- how many, in what state
+
+
+def stacked_counts(table: "pd.DataFrame", *, x_label: str) -> Picture:
+    """A bar a row, split into the counts of the columns, with the number where its part is wide enough to hold it.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Whole numbers; the index names the bars from top to bottom, the columns the parts from left to right.
+    """
+    fills, hatches = cycle((PALE, GREEN, ORANGE, VERMILLION, SKY)), cycle(("", "", "////", "xxxx", "...."))
+    widest = table.sum(axis="columns").max()
+    with rc_context(STYLE):
+        figure, axis = _axes(height=1.1 + 0.38 * len(table))
+        left = np.zeros(len(table))
+        for (name, counts), fill, hatch in zip(table.items(), fills, hatches, strict=False):
+            look: Any = {"color": fill, "hatch": hatch, "edgecolor": "white", "linewidth": 0.5}
+            bars = axis.barh(range(len(table)), counts, 0.7, left=left, label=str(name), **look)
+            words = [f"{n}" if n > 0.03 * widest else "" for n in counts]
+            axis.bar_label(bars, words, label_type="center", bbox={"color": "white", "pad": 1, "lw": 0})
+            left += counts.to_numpy()
+        axis.set_yticks(range(len(table)), list(table.index))
+        axis.set(xlabel=x_label, ylim=(len(table) - 0.5, -0.5))
+        axis.grid(False, axis="y")
+        return _legend(figure, [axis], columns=len(table.columns))
+
+
 # ---------------------------------------------------------------------------------------------- shared
 
 

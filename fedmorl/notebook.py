@@ -7,6 +7,7 @@ output notebook is run again. Here both are refused, and so is a value of anothe
 import ast
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,10 @@ def reached_by(source: Path) -> Closure:
         return closure(source)
     except SourceError as error:
         raise RunError(str(error)) from None
+
+
+def command(path: Path, values: dict[str, Any]) -> str:
+    """The command that repeats one notebook's run alone."""
+    texts = {name: "null" if value is None else str(value) for name, value in values.items()}  # YAML's null
+    options = [f"-p {name} {shlex.quote(text)}" for name, text in texts.items()]
+    return " ".join(["fedmorl run", shlex.quote(path.as_posix()), *options, "-o", f"{path.stem}.out.ipynb"])

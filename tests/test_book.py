@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from conftest import FOOTER, Toy, notebook
 
+from fedmorl import identity
 from fedmorl.book import build, chapters, checks, pages
 from fedmorl.book.repairs import repair
 from fedmorl.cli import _value
-from fedmorl.notebook import RunError, checked, parameters_of
+from fedmorl.notebook import RunError, checked, command, parameters_of
 
 
 def built(toy: Toy) -> tuple[list[str], Path]:
@@ -67,7 +68,7 @@ def test_a_chapter_in_no_profile_runs_with_its_defaults(toy: Toy) -> None:
 
 def aged(toy: Toy) -> chapters.Chapter:
     """A chapter `a` with a cached run that is current."""
-    toy.add("a", "import csv\nrows = open('../results/table.csv').read()", FOOTER, quick={"seed": 1})
+    toy.add("a", "import csv\nimport numpy\nrows = open('../results/table.csv').read()", FOOTER, quick={"seed": 1})
     (toy.root / "results" / "table.csv").write_text("a,b\n1,2\n")
     chapter = chapters.chapters(toy.root, "quick")[0]
     chapter.cached.parent.mkdir(parents=True)
@@ -86,10 +87,10 @@ def test_parameters_code_pins_and_result_files_make_a_chapter_stale_and_say_so(t
     assert again(toy) == "parameters seed changed"
     toy.profiles({"a": {"seed": 1}})
     (toy.root / "results" / "table.csv").write_text("a,b\n1,3\n")
-    assert again(toy) == "results file results/table.csv changed"
+    assert again(toy) == "data file results/table.csv changed"
     (toy.root / "results" / "table.csv").write_text("a,b\n1,2\n")
     (toy.root / "constraints.txt").write_text("numpy==2.4.7\n")
-    assert again(toy) == "pins constraints.txt changed"
+    assert again(toy) == "pins numpy changed"
     (toy.root / "constraints.txt").write_text("numpy==2.4.6\n")
     chapter.source.write_text(chapter.source.read_text().replace("import csv", "import csv, io"))
     assert again(toy) == "code cells changed"
@@ -115,7 +116,7 @@ def test_a_result_folder_stands_for_its_files_unless_some_are_named(tmp_path: Pa
         (results / name).write_text("x\n")
 
     def read(*literals: str) -> list[str]:
-        found = chapters.results_read(frozenset(literals), folder, tmp_path)
+        found = identity.files_read(literals, folder, tmp_path)
         return [path.relative_to(results).as_posix() for path in found]
 
     assert read("a.csv", "text", "", ".", "./") == ["a.csv"]
@@ -154,7 +155,7 @@ def test_the_command_on_a_page_gives_the_values_of_its_run() -> None:
     cell = "n: int = 1\nrate: float | None = 0.5\non: bool = True\nwords: list = []\nname: str = 'a'"
     known = parameters_of(notebook(parameters=cell), Path("a.ipynb"))
     values = {"n": 20_000, "rate": None, "on": False, "words": ["a b", "c"], "name": "7"}
-    words = shlex.split(pages.command(Path("notebooks/a.ipynb"), values))
+    words = shlex.split(command(Path("notebooks/a.ipynb"), values))
     given = {words[i + 1]: _value(words[i + 2], known[words[i + 1]]) for i, word in enumerate(words) if word == "-p"}
     assert checked(given, known, "a.ipynb") == values
 

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TextIO
 
 from fedmorl import provenance
-from fedmorl.book.chapters import Chapter, chapters, documents, read_yaml, run_all, source_of
+from fedmorl.book.chapters import Chapter, chapters, documents, run_all, source_of
 from fedmorl.closure import PACKAGE_DIR, short_hash
 from fedmorl.notebook import RunError, read_notebook, read_source, write_notebook
+from fedmorl.strict_yaml import read_yaml
 
 Say = Callable[[str], None]
 

@@ -6,7 +6,6 @@ difference says why.
 """
 
 import json
-import re
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -14,12 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedmorl import execute, provenance
-from fedmorl.book.pages import command
-from fedmorl.closure import Closure, module_hash, short_hash
-from fedmorl.notebook import Parameter, RunError, checked, parameters_of, reached_by, read_source
-
-Key = dict[str, Any]
+from fedmorl import execute, identity
+from fedmorl.closure import Closure, module_hash
+from fedmorl.identity import Key
+from fedmorl.notebook import Parameter, RunError, checked, command, parameters_of, reached_by, read_source
+from fedmorl.strict_yaml import read_yaml
 
 
 @dataclass(frozen=True)
@@ -62,16 +60,9 @@ class Chapter:
     @cached_property
     def key(self) -> Key:
         """A hash for each thing that the outputs depend on; equal keys, equal outputs."""
-        return {
-            "cells": {"code cells": self.closure.cells},
-            "parameters": {name: json.dumps(value) for name, value in self.values.items()},
-            "module": self.closure.modules | {"fedmorl.provenance": module_hash("fedmorl.provenance")},
-            "pins": {"constraints.txt": provenance.constraints_hash(self.root)},
-            "results file": {
-                path.relative_to(self.root).as_posix(): short_hash(path.read_bytes())
-                for path in results_read(self.closure.literals, self.source.parent, self.root)
-            },
-        }
+        key = identity.key(self.closure, self.values, self.source.parent, self.root)
+        key["module"] |= {name: module_hash(name) for name in ("fedmorl.provenance", "fedmorl.rows")}  # what it shows
+        return key
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -86,8 +77,7 @@ class Chapter:
         old = self.metadata.get("key")
         if old is None:
             return "never run"
-        reasons = [f"{kind} {text}" for kind in self.key for text in _difference(old.get(kind, {}), self.key[kind])]
-        return "; ".join(reasons).replace("cells code cells", "code cells")
+        return "; ".join(identity.differences(old, self.key))
 
     def run(self, kernels: execute.Kernels, on_cell: Callable[[], None]) -> dict[str, Any]:
         """Execute the chapter into the cache."""
@@ -103,51 +93,7 @@ class Chapter:
             raise RunError(f"{text}; repeat it alone: {command(self.path, self.values)}") from None
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What to call the entries that differ: `name changed`, `name is new`, `name is gone`."""
-    words = []
-    for name in sorted(old.keys() | new.keys()):
-        if name not in old:
-            words.append(f"{name} is new")
-        elif name not in new:
-            words.append(f"{name} is gone")
-        elif old[name] != new[name]:
-            words.append(f"{name} changed")
-    return words
-
-
-def results_read(literals: frozenset[str], folder: Path, root: Path) -> list[Path]:
-    """Files under `results/` that the strings in a notebook and its modules name.
-
-    A string counts as seen from the notebook's folder, from the project and from `results/`. A folder stands
-    for all its files, unless a string names some of them.
-    """
-    results = root / "results"
-    named: set[Path] = set()
-    for text in literals:
-        if re.search(r"\w", text) and len(text) < 200 and "\n" not in text and "\0" not in text:
-            named.update((base / text).resolve() for base in (folder, root, results))
-    inside = {path for path in named if path.is_relative_to(results.resolve()) and path.exists()}
-    files = {path for path in inside if path.is_file()}
-    for path in inside - files:
-        if not any(file.is_relative_to(path) for file in files):
-            files.update(file for file in path.rglob("*") if file.is_file())
-    return sorted(root / "results" / file.relative_to(results.resolve()) for file in files)
-
-
 # --- profiles and the table of contents -----------------------------------------------------------------
-
-
-def read_yaml(path: Path) -> Any:
-    """A YAML file's value; a missing or malformed file is one sentence."""
-    import yaml
-
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"there is no {path}") from None
-    except yaml.YAMLError as error:
-        raise RunError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def documents(root: Path) -> list[str]:

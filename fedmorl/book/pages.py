@@ -5,13 +5,12 @@ table, cells for a live kernel are left out, and nothing in it depends on when o
 """
 
 import html
-import shlex
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from fedmorl import provenance
-from fedmorl.notebook import Notebook, Parameter, RunError, parameters_of
+from fedmorl.notebook import Notebook, Parameter, RunError, command, parameters_of
 
 LIVE_ONLY = "live-only"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -111,13 +110,6 @@ def _literal(value: Any) -> str:
     """The value as Python writes it, long integers in groups of three."""
     whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000
     return f"{value:_}" if whole else html.escape(repr(value))
-
-
-def command(path: Path, values: dict[str, Any]) -> str:
-    """The command that repeats one notebook's run alone."""
-    texts = {name: "null" if value is None else str(value) for name, value in values.items()}  # YAML's null
-    options = [f"-p {name} {shlex.quote(text)}" for name, text in texts.items()]
-    return " ".join(["fedmorl run", shlex.quote(path.as_posix()), *options, "-o", f"{path.stem}.out.ipynb"])
 
 
 def prose(text: str, path: Path, commit: tuple[str, bool | None]) -> str:
