@@ -240,10 +240,9 @@ class _Task:
     def _emitted(self, notebook: Notebook) -> dict[str, Any]:
         """The rows that the run emitted, if any, where a sweep finds them without reading the cells."""
         try:
-            found, cost = rows.taken_from(notebook)
+            return rows.taken_from(notebook)
         except ValueError as error:
             raise RunError(f"{self.source}: {error}") from None
-        return {"rows": found, "cost": cost} if found else {}
 
 
 def _telling_line(source: str) -> str:

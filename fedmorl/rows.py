@@ -56,7 +56,8 @@ def emit(rows: "Mapping[str, Any] | Iterable[Mapping[str, Any]] | pd.DataFrame",
         "peak_mb": round(max(usage.ru_maxrss, children.ru_maxrss) / 1024),
         "device": device,
     }
-    data = {MIME: {"rows": plain, "cost": cost}, "text/plain": _text(plain), "text/html": _html(plain)}
+    table = {"columns": list(plain[0]), "values": [list(row.values()) for row in plain]}  # writers sort mappings
+    data = {MIME: {"rows": table, "cost": cost}, "text/plain": _text(plain), "text/html": _html(plain)}
     if "IPython" in sys.modules:
         from IPython import get_ipython
         from IPython.display import display
@@ -115,8 +116,8 @@ def _html(rows: list[Row]) -> str:
 # --- rows in an executed notebook ------------------------------------------------------------------------
 
 
-def taken_from(notebook: Mapping[str, Any]) -> tuple[list[Row], dict[str, Any]]:
-    """(rows, cost) that the outputs of an executed notebook carry; no rows if it emitted none."""
+def taken_from(notebook: Mapping[str, Any]) -> dict[str, Any]:
+    """`rows` and `cost` that the outputs of an executed notebook carry; empty if it emitted none."""
     found = [
         output["data"][MIME]
         for cell in notebook["cells"]
@@ -125,7 +126,13 @@ def taken_from(notebook: Mapping[str, Any]) -> tuple[list[Row], dict[str, Any]]:
     ]
     if len(found) > 1:
         raise ValueError(f"{len(found)} cells emit rows; gather them and call emit once")
-    return (found[0]["rows"], found[0]["cost"]) if found else ([], {})
+    return {name: found[0][name] for name in ("rows", "cost")} if found else {}
+
+
+def rows_of(record: Mapping[str, Any]) -> list[Row]:
+    """The rows in a run's record, as mappings in the order of their columns."""
+    table = record["rows"]
+    return [dict(zip(table["columns"], values, strict=True)) for values in table["values"]]
 
 
 def digest(record: Mapping[str, Any]) -> str:

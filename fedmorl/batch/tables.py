@@ -18,7 +18,7 @@ from fedmorl import identity, provenance
 from fedmorl.batch.grid import FOLDER, Run, Sweep, read_sweep
 from fedmorl.batch.store import Record, Store
 from fedmorl.notebook import RunError
-from fedmorl.rows import COST, MADE_BY, field
+from fedmorl.rows import COST, MADE_BY, field, rows_of
 from fedmorl.strict_yaml import read_yaml
 
 Line = dict[str, str]  # a row of a table, as text
@@ -114,7 +114,7 @@ def parameters_hash(run: Run) -> str:
 def lines_of(run: Run, record: Record) -> list[Line]:
     """A finished run's rows as text: what it emitted, its parameters, what made it, what it cost."""
     made, cost = record["provenance"], record["cost"]
-    emitted = record["rows"]
+    emitted = rows_of(record)
     given = {name: _text(value) for name, value in run.given.items() if name not in emitted[0]}
     by = {
         "run": run.id,
