@@ -19,6 +19,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 PACKAGE = "fedmorl"
@@ -67,11 +68,11 @@ def closure(notebook: Path, package_dir: Path = PACKAGE_DIR) -> Closure:
     cells = [parse_cell(source, notebook) for source in code_cells(notebook)]
     walk = _Walk(package_dir)
     for tree in cells:
-        walk.follow(tree, module="")
+        walk.follow(tree)
     return Closure(
         cells=short_hash("\n".join(ast.dump(tree) for tree in cells)),
-        modules={name: short_hash(ast.dump(walk.trees[name])) for name in sorted(walk.trees)},
-        paths={name: walk.file(name) for name in sorted(walk.trees)},
+        modules={name: walk.reached[name].hash for name in sorted(walk.reached)},
+        paths={name: walk.file(name) for name in sorted(walk.reached)},
         external=frozenset(walk.external),
         literals=frozenset(walk.literals),
     )
@@ -80,7 +81,7 @@ def closure(notebook: Path, package_dir: Path = PACKAGE_DIR) -> Closure:
 def module_hash(name: str, package_dir: Path = PACKAGE_DIR) -> str:
     """Hash of one module by its dotted name, docstrings and comments left out."""
     walk = _Walk(package_dir)
-    return short_hash(ast.dump(walk.parse(name)))
+    return walk.parse(name).hash
 
 
 def code_cells(notebook: Path) -> list[str]:
@@ -116,15 +117,35 @@ def strip_docstrings(tree: ast.Module, module: bool = True) -> ast.Module:
     return tree
 
 
+@dataclass(frozen=True)
+class _Parsed:
+    """A module's syntax tree without docstrings, its hash, its literals."""
+
+    tree: ast.Module
+    hash: str
+    literals: frozenset[str]
+
+
+@lru_cache(maxsize=1024)
+def _parsed(path: Path, size: int, mtime_ns: int) -> _Parsed:
+    """Parse a module; what was found is kept as long as size and time of the file stay the same."""
+    tree = strip_docstrings(ast.parse(path.read_text(encoding="utf-8")))
+    return _Parsed(tree, short_hash(ast.dump(tree)), frozenset(_literals(tree)))
+
+
+@lru_cache(maxsize=1024)
+def _references_of(parsed: _Parsed, package: str) -> tuple[tuple[str, str | None], ...]:
+    return tuple(_references(parsed.tree, package))
+
+
 class _Walk:
     """The modules reached so far, each parsed once."""
 
     def __init__(self, package_dir: Path) -> None:
         self.package_dir = package_dir
-        self.trees: dict[str, ast.Module] = {}
+        self.reached: dict[str, _Parsed] = {}
         self.external: set[str] = set()
         self.literals: set[str] = set()
-        self._parsed: dict[str, ast.Module] = {}
         self._looked_through: set[tuple[str, str]] = set()
 
     def find(self, name: str) -> Path | None:
@@ -143,20 +164,18 @@ class _Walk:
             raise SourceError(f"there is no module {name} in {self.package_dir.name}")
         return path
 
-    def parse(self, name: str) -> ast.Module:
-        if name not in self._parsed:
-            try:
-                tree = ast.parse(self.file(name).read_text(encoding="utf-8"))
-            except SyntaxError as error:
-                raise SourceError(f"module {name} is not Python: line {error.lineno}: {error.msg}") from None
-            self._parsed[name] = strip_docstrings(tree)
-        return self._parsed[name]
+    def parse(self, name: str) -> "_Parsed":
+        path = self.file(name)
+        stat = path.stat()
+        try:
+            return _parsed(path, stat.st_size, stat.st_mtime_ns)
+        except SyntaxError as error:
+            raise SourceError(f"module {name} is not Python: line {error.lineno}: {error.msg}") from None
 
-    def follow(self, tree: ast.Module, module: str) -> None:
-        """Reach whatever `tree`, the code of `module` ("" for a notebook's cell), refers to."""
-        package = self._package_of(module)
-        self.literals.update(_literals(tree))
-        for target, name in _references(tree, package):
+    def follow(self, cell: ast.Module) -> None:
+        """Reach whatever a notebook's cell refers to."""
+        self.literals.update(_literals(cell))
+        for target, name in _references(cell, package=""):
             self.reach(target, name)
 
     def reach(self, target: str, name: str | None) -> None:
@@ -167,7 +186,7 @@ class _Walk:
             self.add(f"{target}.{name}")
         elif self.find(target) is None:
             return  # the run itself will say ImportError, and better
-        elif name and name != "*" and self._is_init(target) and _only_reexports(self.parse(target)):
+        elif name and name != "*" and self._is_init(target) and _only_reexports(self.parse(target).tree):
             self._look_through(target, name)
         else:
             self.add(target)
@@ -177,21 +196,23 @@ class _Walk:
         parents = module.split(".")[:-1]
         for depth in range(1, len(parents) + 1):
             parent = ".".join(parents[:depth])
-            if self.find(parent) and not _only_reexports(self.parse(parent)):
+            if self.find(parent) and not _only_reexports(self.parse(parent).tree):
                 self._add_one(parent)
         self._add_one(module)
 
     def _add_one(self, module: str) -> None:
-        if module in self.trees or module in REPORTS_ONLY:
+        if module in self.reached or module in REPORTS_ONLY:
             return
-        self.trees[module] = self.parse(module)
-        self.follow(self.trees[module], module)
+        parsed = self.reached[module] = self.parse(module)
+        self.literals.update(parsed.literals)
+        for target, name in _references_of(parsed, self._package_of(module)):
+            self.reach(target, name)
 
     def _look_through(self, init: str, name: str) -> None:
         if (init, name) in self._looked_through:
             return
         self._looked_through.add((init, name))
-        exports = dict(_exports(self.parse(init), init))
+        exports = dict(_exports(self.parse(init).tree, init))
         if name in exports:
             self.reach(*exports[name])
         else:

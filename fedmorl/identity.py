@@ -6,6 +6,7 @@ of the packages they import, and the data files they read. Equal keys, equal out
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from functools import lru_cache
@@ -17,6 +18,7 @@ from fedmorl.closure import Closure, short_hash
 Key = dict[str, dict[str, Any]]
 
 DATA_FOLDERS = ("results", "_build/data")  # what a run may read; anything else is not tracked
+_FILE_NAME = re.compile(r"(?=.*\w)[\w./ ~+=,@-]{1,200}")
 _DISTRIBUTIONS = {"yaml": "pyyaml", "bs4": "beautifulsoup4", "mpl_toolkits": "matplotlib", "skimage": "scikit-image"}
 
 
@@ -114,9 +116,11 @@ def files_read(texts: Iterable[str], folder: Path, root: Path) -> list[Path]:
     files, unless a string names some of them.
     """
     named: set[Path] = set()
+    bases = (folder, root, root / "results")
     for text in texts:
-        if re.search(r"\w", text) and len(text) < 200 and "\n" not in text and "\0" not in text:
-            named.update((base / text).resolve() for base in (folder, root, root / "results"))
+        if _FILE_NAME.fullmatch(text):
+            spots = (os.path.join(base, text) for base in bases)
+            named.update(Path(spot).resolve() for spot in spots if os.path.exists(spot))
     found = (path for base in DATA_FOLDERS for path in _inside(named, root / base))
     return sorted(root / path.relative_to(root.resolve()) for path in found)
 

@@ -60,6 +60,18 @@ class Toy:
 
     root: Path
 
+    @classmethod
+    def new(cls, root: Path) -> "Toy":
+        made = cls(root)
+        for folder in ("book", "notebooks/profiles", "results"):
+            (root / folder).mkdir(parents=True)
+        (root / "_config.yml").write_text(CONFIG)
+        (root / "_toc.yml").write_text("format: jb-book\nroot: book/intro\n")
+        (root / "book" / "intro.md").write_text("# Welcome\n\nProse.\n")
+        (root / "constraints.txt").write_text("numpy==2.4.6\n")
+        made.profiles({})
+        return made
+
     def add(self, name: str, *cells: str, quick: dict | None = None, **options: object) -> Path:
         """Write notebooks/NAME.ipynb, list it in the table of contents and, with `quick`, in both profiles."""
         path = self.root / "notebooks" / f"{name}.ipynb"
@@ -70,6 +82,20 @@ class Toy:
         toc.write_text(f"{toc.read_text()}{head}- file: notebooks/{name}\n")
         if quick is not None:
             self.profiles({name: quick})
+        return path
+
+    def experiment(self, name: str, *cells: str, **options: object) -> Path:
+        """Write notebooks/experiments/NAME.ipynb."""
+        path = self.root / "notebooks" / "experiments" / f"{name}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(notebook(*cells, **options)))
+        return path
+
+    def sweep(self, name: str, text: str) -> Path:
+        """Write notebooks/sweeps/NAME.yml."""
+        path = self.root / "notebooks" / "sweeps" / f"{name}.yml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
         return path
 
     def profiles(self, quick: dict, paper: dict | None = None) -> None:
@@ -85,15 +111,7 @@ class Toy:
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Toy:
-    made = Toy(tmp_path / "project")
-    for folder in ("book", "notebooks/profiles", "results"):
-        (made.root / folder).mkdir(parents=True)
-    (made.root / "_config.yml").write_text(CONFIG)
-    (made.root / "_toc.yml").write_text("format: jb-book\nroot: book/intro\n")
-    (made.root / "book" / "intro.md").write_text("# Welcome\n\nProse.\n")
-    (made.root / "constraints.txt").write_text("numpy==2.4.6\n")
-    made.profiles({})
-    return made
+    return Toy.new(tmp_path / "project")
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,9 @@ FIGURES = {
     ),
     "tails": lambda: figures.tails({"AC_VO": np.array([124, 500])}, [50, 99], slot_us=9, lines={"TDMA": 1240}),
     "timeline_still": lambda: figures.timeline_still(steps_of_three()[1], slot_us=9),
+    "stacked_counts": lambda: figures.stacked_counts(
+        pd.DataFrame({"open": [7, 300], "partly": [2, 0]}, index=["FedMORL", "LOGO"]), x_label="claims"
+    ),
 }
 
 
@@ -86,6 +89,7 @@ def test_every_figure_names_both_axes(name):
         "timeline_still": {"time [slots]", "station 1"},
         "fixed_point": {"guess", "implied"},
         "time_shares": {"N", "share of time"},
+        "stacked_counts": {"claims", "FedMORL"},
     }
     assert wanted.get(name, {LABELS["x_label"], LABELS["y_label"]}) <= said
 
@@ -196,3 +200,13 @@ def test_speed_bars_draw_each_program_once_a_case_on_a_logarithmic_axis():
     assert [bar.get_width() for bar in axis.patches] == [1e8, 2.5e10, 2e10]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["N = 2: Python", "N = 2: C", "N = 2: fedmorl"]
     assert (axis.get_xscale(), axis.get_xlabel()) == ("log", "slots per CPU second")
+
+
+def test_stacked_counts_lay_the_parts_end_to_end_and_number_those_with_room():
+    (axis,) = FIGURES["stacked_counts"]().axes
+    parts = [[(bar.get_x(), bar.get_width()) for bar in bars] for bars in axis.containers]
+    assert parts == [[(0, 7), (0, 300)], [(7, 2), (300, 0)]]
+    assert [text.get_text() for text in axis.texts] == ["", "300", "", ""]
+    assert len({bars[0].get_hatch() or bars[0].get_facecolor() for bars in axis.containers}) == 2
+    first, second = axis.get_ylim()
+    assert first > second  # the first row is on top

@@ -287,9 +287,14 @@ class _Master:
         from distributed import KilledWorker
 
         if future.status == "finished":
-            return future.result()
+            try:
+                return future.result()
+            except (OSError, KilledWorker):  # the worker died with the answer; what it wrote is there
+                return self._found(run)
         if future.status in ("cancelled", "lost"):
-            raise RunError("the scheduler went away; finished runs are kept, so start the sweep again to go on")
+            if self.client.status != "running":
+                raise RunError("the scheduler went away; finished runs are kept, so start the sweep again to go on")
+            return self._found(run)
         error = future.exception()
         if not isinstance(error, KilledWorker):
             raise RunError(f"a worker could not do {self.sweep.words(run)}: {type(error).__name__}: {error}")
@@ -305,6 +310,13 @@ class _Master:
         for one in tries:  # the next worker counts them
             self.store.note_try(run.id, one)
         return None
+
+    def _found(self, run: Run) -> Outcome | None:
+        """The outcome of a run whose notebook is there."""
+        if self.store.record(run.id) is None:
+            return None
+        base = {"run": run.id, "died": [], "started": time.time(), "worker": "", "seconds": None}
+        return base | {"state": "ok", "why": "its worker died after it"}
 
     def _entries(self, run: Run, outcome: Outcome) -> list[dict[str, Any]]:
         given = json.dumps(run.given, sort_keys=True)
