@@ -189,7 +189,21 @@ def _status(options: argparse.Namespace) -> int:
         print(f"{notebook}: {text}")
     for sweep, state in tables.states(root):
         print(f"{sweep.table.relative_to(root)}: {state.text()}")
+    if (root / "results" / "claims.csv").is_file():
+        print(f"results/claims.csv: {_claims(root / 'results' / 'claims.csv')}")
     return 0
+
+
+def _claims(path: Path) -> str:
+    """How many claims there are of each verdict."""
+    from fedmorl.evaluation import count, read_claims
+    from fedmorl.notebook import RunError
+
+    try:
+        counts = count(read_claims(path)).sum()
+    except ValueError as error:
+        raise RunError(f"{path}: {error}") from None
+    return f"{counts.sum()} claims: {', '.join(f'{n} {verdict}' for verdict, n in counts.items() if n)}"
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 from conftest import FOOTER, Toy, notebook
 
 from fedmorl import identity
+from fedmorl.batch import grid, tables
 from fedmorl.book import build, chapters, checks, pages
 from fedmorl.book.repairs import repair
 from fedmorl.cli import _value
@@ -395,3 +397,36 @@ def test_status_tells_what_would_run_and_why(toy: Toy) -> None:
     rows = dict(build.status(toy.root, "quick"))
     assert rows["notebooks/a.ipynb"].startswith("current:")
     assert rows["notebooks/b.ipynb"] == "stale: never run"
+
+
+# --- rows that are not what the code of today gives ---------------------------------------------------------
+
+
+def test_a_page_that_draws_stale_rows_says_so_below_its_title(toy: Toy) -> None:
+    toy.experiment("trial", "from fedmorl.rows import emit\nemit({'seed': seed, 'value': 1})")
+    toy.sweep("trial", "seeds: 2")
+    table = toy.root / "results" / "trial.csv"
+    sweep = grid.read_sweep(toy.root, toy.root / "notebooks" / "sweeps" / "trial.yml")
+    record = {"rows": {"columns": ["seed"], "values": [[0]]}, "cost": {"cpu_s": 1.0, "peak_mb": 1, "device": "cpu"}}
+    made = {"commit": "abc", "dirty": False, "seconds": 1.0, "machine": "one", "date": "2026-01-01"}
+    lines = [line for run in sweep.runs for line in tables.lines_of(run, record | {"provenance": made})]
+    tables._write(table, lines)
+    toy.add("a", "open('../results/trial.csv').read()", FOOTER)
+    toy.add("b", FOOTER)
+
+    def warnings() -> dict:
+        return build.stale_rows(toy.root, chapters.chapters(toy.root, "quick"))
+
+    assert warnings() == {}
+    source = sweep.source
+    source.write_text(source.read_text().replace("'value': 1", "'value': 2"))
+    text = (
+        "`results/trial.csv`: 2 of 2 rows stale: code changed. Remake them: "
+        "`fedmorl sweep notebooks/sweeps/trial.yml`, `fedmorl collect notebooks/sweeps/trial.yml`."
+    )
+    assert warnings() == {"a": (text,)}
+    html = built(toy)[1] / "notebooks" / "a.html"
+    assert (
+        "2 of 2 rows stale: code changed"
+        in BeautifulSoup(html.read_bytes(), "html.parser").select_one(".stale-rows").text
+    )

@@ -45,12 +45,13 @@ def build(root: Path, profile: str = "quick", jobs: int | None = None, say: Say 
     with _only_build(root / "_build"):
         _recover(html)
         found = chapters(root, profile)
-        digest = _digest(root, found, profile)
+        warnings = stale_rows(root, found)
+        digest = _digest(root, found, profile, warnings)
         if _published(root) == digest:
             say(f"nothing changed: {_shown(html, root)}/index.html is current ({time.time() - started:.1f} s)")
             return html
         _run_stale(found, jobs or provenance.cores(), say)
-        stage = _stage(root, found, profile)
+        stage = _stage(root, found, profile, warnings)
         say("rendering the pages")
         made = _render(root, stage)
         _check(root, stage, made, found)
@@ -93,10 +94,11 @@ def _write_pid(lock: TextIO) -> None:
 # --- is there anything to do? --------------------------------------------------------------------------
 
 
-def _digest(root: Path, found: list[Chapter], profile: str) -> str:
+def _digest(root: Path, found: list[Chapter], profile: str, warnings: dict[str, tuple[str, ...]]) -> str:
     """One hash of all that decides what the book looks like, dates aside."""
     inputs = [
         profile,
+        warnings,
         provenance.commit(root),
         provenance.versions(RENDERERS),
         [[chapter.name, chapter.key, short_hash(chapter.source.read_bytes())] for chapter in found],
@@ -150,10 +152,26 @@ def _code_cells(chapter: Chapter) -> int:
     return sum(cell["cell_type"] == "code" for cell in read_source(chapter.source)["cells"])
 
 
+def stale_rows(root: Path, found: list[Chapter]) -> dict[str, tuple[str, ...]]:
+    """For each chapter that draws rows of a sweep's table which is not current: what is wrong, and what mends it."""
+    from fedmorl.batch import tables
+
+    wanting: dict[str, str] = {}
+    for sweep, state in tables.states(root):
+        if state.rows and not state.is_current:
+            name = _shown(sweep.table, root)
+            call = f"{_shown(sweep.path, root)}{f' --profile {sweep.profile}' if sweep.profile else ''}"
+            wanting[name] = f"`{name}`: {state.text()}. Remake them: `fedmorl sweep {call}`, `fedmorl collect {call}`."
+    read = {
+        chapter.name: [text for name, text in wanting.items() if name in chapter.key["data file"]] for chapter in found
+    }
+    return {name: tuple(texts) for name, texts in read.items() if texts}
+
+
 # --- staging and rendering -----------------------------------------------------------------------------
 
 
-def _stage(root: Path, found: list[Chapter], profile: str) -> Path:
+def _stage(root: Path, found: list[Chapter], profile: str, warnings: dict[str, tuple[str, ...]]) -> Path:
     """Write every page and asset into an empty `_build/stage`."""
     from fedmorl.book import pages
 
@@ -173,7 +191,7 @@ def _stage(root: Path, found: list[Chapter], profile: str) -> Path:
         source, run = read_source(chapter.source), read_notebook(chapter.cached)
         target = stage / chapter.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        staged = pages.page(source, chapter.source, run, root, profile)
+        staged = pages.page(source, chapter.source, run, root, profile, warnings.get(chapter.name, ()))
         write_notebook(staged, target)
     return stage
 

@@ -20,8 +20,13 @@ _METADATA = {
 }
 
 
-def page(source: Notebook, path: Path, run: Notebook, root: Path, profile: str) -> Notebook:
-    """The notebook to render: prose of `source`, outputs of `run`, without what only a run needs."""
+def page(
+    source: Notebook, path: Path, run: Notebook, root: Path, profile: str, warnings: tuple[str, ...] = ()
+) -> Notebook:
+    """The notebook to render: prose of `source`, outputs of `run`, without what only a run needs.
+
+    `warnings` are shown below the title: what a reader must know of the rows that the page draws.
+    """
     values = run["metadata"].get("papermill", {}).get("parameters", {})
     known = parameters_of(source, path)
     table = parameters_table(known, values, profile, path.relative_to(root))
@@ -32,8 +37,14 @@ def page(source: Notebook, path: Path, run: Notebook, root: Path, profile: str) 
         for cell in staged["cells"]
         if LIVE_ONLY not in _tags(cell)
     ]
+    staged["cells"][1:1] = [_markdown({"id": f"stale-{k}"}, badge(text)) for k, text in enumerate(warnings)]
     staged["metadata"] = deepcopy(_METADATA)
     return staged
+
+
+def badge(text: str) -> str:
+    """A box that says that the rows behind a page are not what the code of today would give."""
+    return f"```{{admonition}} Stale rows\n:class: warning stale-rows\n{text}\n```"
 
 
 def graft(staged: Notebook, run: Notebook, path: Path) -> None:
