@@ -100,10 +100,12 @@ def run(
     kernels: Kernels | None = None,
     on_cell: Callable[[], None] = lambda: None,
     extra: dict[str, Any] | None = None,
+    ignoring: str = "",
 ) -> dict[str, Any]:
     """Run `source` with the parameters `given`, write `output` when it is complete, return its provenance.
 
-    `extra` is kept in the output's metadata beside the provenance; `on_cell` is called after each code cell.
+    `extra` is kept in the output's metadata beside the provenance; `on_cell` is called after each code cell; changes in
+    the folder `ignoring` do not make the commit dirty.
     Raises RunError, in one sentence, for anything that a person can put right.
     """
     notebook = read_source(source)
@@ -112,13 +114,13 @@ def run(
     reached = reached_by(source)
     root = root or provenance.project_root(source.parent) or source.parent
     started = time.time()
-    context = provenance.record(reached, root) | {"started": started, "profile": profile}
+    context = provenance.record(reached, root, ignoring=ignoring) | {"started": started, "profile": profile}
     task = _Task(source, output.resolve(), notebook, values, context, kernels or Kernels(), on_cell)
     try:
         task.output.parent.mkdir(parents=True, exist_ok=True)
         task.execute()
         seed = values.get("seed", known["seed"].default if "seed" in known else None)
-        made = provenance.record(reached, root, seed=seed, seconds=time.time() - started)
+        made = provenance.record(reached, root, seed=seed, seconds=time.time() - started, ignoring=ignoring)
         task.finish({"provenance": made, **(extra or {})})
     except OSError as error:
         place, why = error.filename or output, error.strerror or error

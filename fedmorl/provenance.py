@@ -47,15 +47,17 @@ def project_root(start: Path) -> Path | None:
     return next((folder for folder in (start, *start.parents) if (folder / "_toc.yml").is_file()), None)
 
 
-def commit(root: Path) -> tuple[str, bool | None]:
+def commit(root: Path, ignoring: str = "") -> tuple[str, bool | None]:
     """Short commit of the checkout at `root`, and whether files differ from it (None: no commit known).
 
-    Untracked files count as a difference, since a module that is not in the commit can be imported too.
+    Untracked files count as a difference, since a module that is not in the commit can be imported too. Differences
+    in the folder `ignoring` do not count: a sweep's tables are no part of what made its rows, and the files among
+    them that it reads have hashes of their own.
     """
     name = _git(root, "rev-parse", "--short=7", "HEAD")
     if name is None:
         return "unknown", None
-    changes = _git(root, "status", "--porcelain")
+    changes = _git(root, "status", "--porcelain", "--", ".", *([f":(exclude){ignoring}"] if ignoring else []))
     return name, None if changes is None else bool(changes)
 
 
@@ -101,9 +103,11 @@ def constraints_hash(root: Path) -> str | None:
     return short_hash(pins.read_bytes()) if pins.is_file() else None
 
 
-def record(reached: Closure, root: Path, *, seed: int | None = None, seconds: float | None = None) -> dict[str, Any]:
+def record(
+    reached: Closure, root: Path, *, seed: int | None = None, seconds: float | None = None, ignoring: str = ""
+) -> dict[str, Any]:
     """Everything known about a run outside its kernel, as JSON-able values; goes into notebooks and rows."""
-    name, dirty = commit(root)
+    name, dirty = commit(root, ignoring)
     return {
         "code": reached.code_hash,
         "commit": name,

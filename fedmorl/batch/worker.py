@@ -56,7 +56,7 @@ def _executed(job: Job) -> tuple[str, str]:
         output = job.store.output(job.run)
         execute.run_interruptible(
             job.source, output, job.given, limit_s=job.limit_s, root=job.root, profile=job.profile,
-            extra={"key": key},
+            extra={"key": key}, ignoring="results",
         )  # fmt: skip
         if identity.run_id(identify(job)) != job.run:
             output.unlink(missing_ok=True)
