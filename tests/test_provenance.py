@@ -192,7 +192,8 @@ def test_commit_is_clean_then_dirty_and_unknown_outside_a_checkout(tmp_path: Pat
     assert re.fullmatch(r"[0-9a-f]{7,}", name) and dirty is False
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "table.csv").write_text("a")
-    assert provenance.commit(tmp_path) == (name, True) and provenance.commit(tmp_path, ignoring="results") == (name, False)
+    assert provenance.commit(tmp_path) == (name, True)
+    assert provenance.commit(tmp_path, ignoring="results") == (name, False)
     (tmp_path / "new.py").write_text("x = 1")
     assert provenance.commit(tmp_path, ignoring="results") == (name, True)
     assert commit_text(name, True) == f"commit {name} (dirty)"
