@@ -60,24 +60,21 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     stop.add_argument("--fail-fast", action="store_true", help="stop at the first run that fails")
     what = parser.add_argument_group("what is done")
     what.add_argument("--dry-run", action="store_true", help="show what would run and what is finished; run nothing")
-    what.add_argument("--status", action="store_true", help="show how far the sweep is and what failed; run nothing")
+    what.add_argument(
+        "--status", action="store_true", help="show how far the sweep is (without FILE: all sweeps) and what failed"
+    )
     what.add_argument("--again", action="store_true", help="run the finished runs again, too")
     what.add_argument("--yes", action="store_true", help="really run more than 10,000 runs")
 
 
 def add_collect_options(parser: argparse.ArgumentParser) -> None:
     """The options of `fedmorl collect`."""
-    _add_common(parser, optional=True)
+    _add_common(parser)
     parser.add_argument("--prune", action="store_true", help="drop rows of runs that the sweep no longer asks for")
 
 
-def _add_common(parser: argparse.ArgumentParser, optional: bool = False) -> None:
-    parser.add_argument(
-        "sweep",
-        metavar="FILE.yml",
-        nargs="?" if optional else None,
-        help="a sweep file, or its name in notebooks/sweeps",
-    )
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sweep", metavar="FILE.yml", nargs="?", help="a sweep file, or its name in notebooks/sweeps")
     parser.add_argument("--profile", help="one of the file's profiles (default: quick, where the file has it)")
 
 
@@ -119,9 +116,10 @@ def sweep_command(options: argparse.Namespace) -> int:
     root = root_of(Path.cwd())
     if options.slurm and options.scheduler:
         raise RunError("--slurm starts its own scheduler; leave --scheduler out")
-    looks = options.dry_run or options.status
-    sweep = read_sweep(root, batch.find(root, options.sweep), options.profile, yes=options.yes or looks)
-    if looks:
+    if options.sweep is None:
+        return _status_of_all(root, options)
+    sweep = read_sweep(root, batch.find(root, options.sweep), options.profile, yes=options.yes)
+    if options.dry_run or options.status:
         print(_status(sweep) if options.status else batch.plan(sweep, options.again).text())
         return 0
     chosen = batch.Options(
@@ -131,6 +129,21 @@ def sweep_command(options: argparse.Namespace) -> int:
     summary = batch.run(sweep, chosen, say=lambda text: print(text, file=sys.stderr, flush=True))
     print(summary.text())
     return 1 if summary.failed else 0
+
+
+def _status_of_all(root: Path, options: argparse.Namespace) -> int:
+    """The status of every sweep of the project, which is all that can be asked without naming one."""
+    from fedmorl.batch.grid import FOLDER
+    from fedmorl.batch.tables import sweeps
+
+    if not options.status:
+        there = ", ".join(path.stem for path in sorted((root / FOLDER).glob("*.yml"))) or "none"
+        raise RunError(f"name a sweep of {FOLDER}; there is {there}")
+    for sweep in sweeps(root):
+        if options.profile in (None, sweep.profile):
+            print(f"{sweep.path.relative_to(root)}{f' ({sweep.profile})' if sweep.profile else ''}")
+            print("  " + _status(sweep).replace("\n", "\n  "))
+    return 0
 
 
 def _status(sweep: "Sweep") -> str:

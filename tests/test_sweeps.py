@@ -125,6 +125,16 @@ def test_rows_are_collected_in_the_order_of_the_file_with_what_made_them(done: T
     assert (done.root / "results" / "trial.csv").stat().st_mtime_ns == before
 
 
+def test_the_status_of_one_sweep_and_of_all(done: Toy) -> None:
+    done.sweep("other", "experiment: trial\nseeds: [7]")
+    said = done.fedmorl("sweep", "trial", "--status").stdout
+    assert said.startswith("4 runs: 3 cached, 1 failed before\nattempts: 3 ok, 1 failed; ")
+    assert "AssertionError: two is out" in said and "results/trial.csv: no table yet" in said
+    everything = done.fedmorl("sweep", "--status").stdout
+    assert "notebooks/sweeps/other.yml\n  1 runs: 1 to run" in everything and "3 cached" in everything
+    assert "name a sweep of notebooks/sweeps; there is other, trial" in done.fedmorl("sweep").stderr
+
+
 def test_finished_runs_are_skipped_and_the_failed_one_is_tried_again(done: Toy) -> None:
     sweep, _ = of(done)
     assert Counter(plan(sweep).states.values()) == {"cached": 3, "failed before": 1}
