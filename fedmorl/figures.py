@@ -20,6 +20,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -479,6 +480,14 @@ def _plain_ticks(axes: Iterable[Axes], x: Iterable[float], x_scale: str, y_scale
             axis.set_xticks(places)
         for side in [axis.xaxis] * (x_scale == "log") + [axis.yaxis] * (y_scale == "log"):
             side.set_major_formatter("{x:g}")
+            side.set_minor_formatter(_PlainLog(labelOnlyBase=False))
+
+
+class _PlainLog(LogFormatter):
+    """Labels the places that matplotlib would label between the powers of ten, 20 for 2 x 10^1."""
+
+    def __call__(self, x: float, pos: Any = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def _legend(figure: Picture, axes: Iterable[Axes], columns: int = 0) -> Picture:

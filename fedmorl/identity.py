@@ -112,15 +112,16 @@ def data_hashes(texts: Iterable[str], folder: Path, root: Path) -> dict[str, str
 def files_read(texts: Iterable[str], folder: Path, root: Path) -> list[Path]:
     """Files in `DATA_FOLDERS` that the strings of a run name.
 
-    A string counts as seen from `folder`, from the project and from `results/`. A folder stands for all its
-    files, unless a string names some of them.
+    A string counts as seen from `folder`, from the project and from `results/`. A folder, which a string names with
+    a slash, stands for all its files, unless a string names some of them.
     """
     named: set[Path] = set()
     bases = (folder, root, root / "results")
     for text in texts:
         if _FILE_NAME.fullmatch(text):
             spots = (os.path.join(base, text) for base in bases)
-            named.update(Path(spot).resolve() for spot in spots if os.path.exists(spot))
+            found = os.path.exists if "/" in text else os.path.isfile  # a plain word is no folder
+            named.update(Path(spot).resolve() for spot in spots if found(spot))
     found = (path for base in DATA_FOLDERS for path in _inside(named, root / base))
     return sorted(root / path.relative_to(root.resolve()) for path in found)
 

@@ -123,7 +123,8 @@ def test_a_result_folder_stands_for_its_files_unless_some_are_named(tmp_path: Pa
 
     assert read("a.csv", "text", "", ".", "./") == ["a.csv"]
     assert read("../results/sweep") == ["sweep/b.csv", "sweep/c.csv"]
-    assert read("results", "sweep/b.csv") == ["sweep/b.csv"]
+    assert read("../results", "sweep/b.csv") == ["sweep/b.csv"]
+    assert read("sweep", "results") == []
     assert read("../notebooks", "/etc/hostname", ".", "") == []
 
 

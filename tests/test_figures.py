@@ -127,6 +127,15 @@ def test_series_differ_in_more_than_colour():
     assert frozen.get_color() != bianchi.get_color()
 
 
+def test_a_logarithmic_axis_is_labelled_in_plain_numbers_between_the_powers_of_ten_too():
+    waits = np.geomspace(2.4, 38, 6)
+    figure = figures.curves(tidy(panels=("",)).assign(mean=waits, low=waits, high=waits), y_scale="log", **LABELS)
+    figure.draw_without_rendering()
+    ticks = figure.axes[0].get_yticklabels(minor=True) + figure.axes[0].get_yticklabels()
+    assert {"3", "10", "20"} <= {tick.get_text() for tick in ticks}
+    assert not any("times" in tick.get_text() for tick in ticks)
+
+
 def test_error_bars_reach_from_low_to_high_and_series_stand_side_by_side():
     frame = tidy()
     axis = panel(figures.comparison(frame, **LABELS), "AC_BE")
