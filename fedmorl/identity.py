@@ -120,8 +120,8 @@ def files_read(texts: Iterable[str], folder: Path, root: Path) -> list[Path]:
     for text in texts:
         if _FILE_NAME.fullmatch(text):
             spots = (os.path.join(base, text) for base in bases)
-            found = os.path.exists if "/" in text else os.path.isfile  # a plain word is no folder
-            named.update(Path(spot).resolve() for spot in spots if found(spot))
+            is_there = os.path.exists if "/" in text else os.path.isfile  # a plain word is no folder
+            named.update(Path(spot).resolve() for spot in spots if is_there(spot))
     found = (path for base in DATA_FOLDERS for path in _inside(named, root / base))
     return sorted(root / path.relative_to(root.resolve()) for path in found)
 
