@@ -5,9 +5,9 @@ kernelspecs the machine has. A run that fails leaves `NAME.failed.ipynb`, with i
 output that it did not write. What is refused before a kernel starts is in `fedmorl.notebook`.
 """
 
-import contextlib
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -15,8 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,29 +131,34 @@ def run(
 
 
 def run_interruptible(
-    source: Path, output: Path, given: dict[str, Any], *, limit_s: float | None = None, **options: Any
+    source: Path,
+    output: Path,
+    given: dict[str, Any],
+    *,
+    limit_s: float | None = None,
+    unwanted: Callable[[], bool] = lambda: False,
+    **options: Any,
 ) -> dict[str, Any]:
-    """`run` in a thread, so that Ctrl-C, or a limit of time, reaches the caller at once; the kernel is ended then."""
+    """`run` in a thread, so that Ctrl-C, or a limit of time, reaches the caller at once; the kernel is ended then.
+
+    So it is as soon as `unwanted`, which is asked every second, says that nobody waits for the run any more.
+    """
     kernels = Kernels()
+    deadline = time.monotonic() + (math.inf if limit_s is None else limit_s)
     with ThreadPoolExecutor(max_workers=1) as pool:
         future = pool.submit(run, source, output, given, kernels=kernels, **options)
         try:
-            return future.result(limit_s)
-        except FutureTimeout:
-            kernels.why = f"it ran past its limit of {limit_s:g} s"
-            return _ended(future, kernels)
+            while not wait([future], timeout=max(0, min(1, deadline - time.monotonic()))).done:
+                if unwanted():
+                    break
+                if time.monotonic() >= deadline:
+                    kernels.why = f"it ran past its limit of {limit_s:g} s"
+                    break
         finally:
             while not future.done():  # a kernel that is just starting has no process to end yet
                 kernels.stop()
                 wait([future], timeout=0.2)
-
-
-def _ended(future: "Future[dict[str, Any]]", kernels: Kernels) -> dict[str, Any]:
-    """The result of a run whose kernels are being ended: its RunError, or its record if it was just done."""
-    while True:
-        kernels.stop()
-        with contextlib.suppress(FutureTimeout):
-            return future.result(0.2)
+    return future.result()
 
 
 def failed_path(output: Path) -> Path:

@@ -3,10 +3,14 @@
 import contextlib
 import logging
 import re
+import signal
 import socket
-from collections.abc import Iterator
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedmorl import provenance
 from fedmorl.execute import ONE_THREAD
@@ -16,41 +20,84 @@ if TYPE_CHECKING:
     from distributed import Client
 
 ANSWER_S = 10  # how long a scheduler may take to answer
-QUEUE_S = 600  # how long Slurm may take to start the first job
+LOOK_S = 5  # how often to look whether jobs that wait in the queue are still there
+NO_PAGE = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}  # its usual port may be taken, and would say so
+
+Say = Callable[[str], None]
 
 
 @contextlib.contextmanager
 def connect(
-    root: Path, workers: int | None = None, scheduler: str | None = None, slurm: bool = False
+    root: Path, workers: int | None = None, scheduler: str | None = None, slurm: bool = False, say: Say = print
 ) -> "Iterator[Client]":
     """A client with at least one worker, closed on exit.
 
-    Raises RunError if the scheduler does not answer, has no worker, or dask-jobqueue is not installed.
+    Raises RunError if the scheduler does not answer or has no worker, or if Slurm does not take our jobs.
     """
-    if scheduler:
-        with _at(scheduler) as client:
+    import dask
+    from distributed.utils import silence_logging_cmgr
+
+    # A death is our business, not the scheduler's: it retries nothing.
+    dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.comm.timeouts.connect": ANSWER_S})
+    stack = contextlib.ExitStack()
+    with silence_logging_cmgr(logging.CRITICAL):
+        try:
+            with _interrupts_held():
+                if scheduler:
+                    client = stack.enter_context(_at(scheduler))
+                else:
+                    cluster = _slurm(root, workers or 2) if slurm else _embedded(root, workers or provenance.cores())
+                    client = stack.enter_context(_of(cluster))
+            if slurm:
+                _wait_for_the_first_job(client, root, say)
             yield client
-        return
+        finally:
+            with _interrupts_held():
+                stack.close()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block is over, so that no cluster is left half open or half closed.
+
+    What starts within the block never gets a Ctrl-C at all: a terminal sends it to every process of a command, but
+    only this one answers, and ends the others.
+    """
+    resource_tracker.ensure_running()  # else it starts with the first worker, and lets Ctrl-C through again
+    came: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(signal.getsignal(number)):  # not where it is ignored, or simply ends us
+                before[number] = signal.signal(number, lambda number, frame: came.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _of(cluster: Any) -> "Iterator[Client]":
     from distributed import Client
 
-    with _slurm(workers) if slurm else _embedded(root, workers or provenance.cores()) as cluster:
-        with Client(cluster, timeout=ANSWER_S, set_as_default=False) as client:
-            if slurm:
-                client.wait_for_workers(1, timeout=QUEUE_S)
-            yield client
+    with cluster, Client(cluster, timeout=ANSWER_S, set_as_default=False) as client:
+        yield client
 
 
-def _embedded(root: Path, workers: int):  # type: ignore[no-untyped-def]
-    """One single-threaded process a worker. A death is our business, not the scheduler's: it retries nothing."""
-    import dask
+def _embedded(root: Path, workers: int) -> Any:
+    """One single-threaded process a worker."""
     from distributed import LocalCluster
 
-    dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.comm.timeouts.connect": ANSWER_S})
     return LocalCluster(
         n_workers=workers,
         threads_per_worker=1,
         processes=True,
-        dashboard_address=None,
+        scheduler_kwargs=NO_PAGE,
         memory_limit=0,  # it would watch the worker, and the memory is the kernel's
         local_directory=str(root / "_build" / "dask"),
         silence_logs=logging.CRITICAL,
@@ -58,18 +105,70 @@ def _embedded(root: Path, workers: int):  # type: ignore[no-untyped-def]
     )
 
 
-def _slurm(workers: int | None):  # type: ignore[no-untyped-def]
-    """One job a worker; queue, memory and time come from dask-jobqueue's own configuration."""
+# --- Slurm ---------------------------------------------------------------------------------------------------
+
+
+def _slurm(root: Path, workers: int) -> Any:
+    """One job a worker, replaced when it ends; queue, memory and time come from dask-jobqueue's configuration."""
+    cluster_of_jobs = _jobqueue()
+    try:
+        cluster = cluster_of_jobs(
+            cores=1, processes=1, scheduler_options=NO_PAGE, log_directory=_logs(root), silence_logs=logging.CRITICAL
+        )
+    except (ValueError, RuntimeError, OSError) as error:
+        first = str(error).partition(", for example")[0]
+        raise RunError(f"Slurm: {first}; set it in dask-jobqueue's configuration file") from None
+    refused = _refusal(cluster.job_script())
+    if refused:
+        cluster.close()
+        raise RunError(f"Slurm does not take our jobs: {refused}")
+    cluster.adapt(minimum_jobs=workers, maximum_jobs=workers)
+    return cluster
+
+
+def _jobqueue() -> Any:
+    """dask-jobqueue's class for Slurm; importing it takes Ctrl-C over, which we take back."""
+    handler = signal.getsignal(signal.SIGINT)
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError:
         raise RunError("--slurm needs the extra `cluster`: pip install -c constraints.txt -e '.[cluster]'") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handler)
+    return SLURMCluster
+
+
+def _logs(root: Path) -> str:
+    """Where the jobs write what they print."""
+    import dask
+
+    return dask.config.get("jobqueue.slurm.log-directory", None) or str(root / "_build" / "slurm")
+
+
+def _refusal(script: str) -> str:
+    """What Slurm has against a job script; empty if it would take it."""
     try:
-        cluster = SLURMCluster(cores=1, processes=1, scheduler_options={"dashboard_address": None})
-    except (ValueError, RuntimeError, OSError) as error:
-        raise RunError(f"Slurm: {error}; set the missing option in dask-jobqueue's configuration file") from None
-    cluster.scale(jobs=workers or 2)
-    return cluster
+        tried = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "there is no command sbatch here"
+    lines = [line.removeprefix("sbatch: error: ") for line in tried.stderr.splitlines()]
+    return "; ".join(lines) if tried.returncode else ""
+
+
+def _wait_for_the_first_job(client: "Client", root: Path, say: Say) -> None:
+    """Wait as long as Slurm has our jobs: a queue may take hours, but a job that ended will never answer."""
+    say("waiting for Slurm to start a job")
+    while True:
+        with contextlib.suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=LOOK_S)
+            return
+        jobs = [job.job_id for job in list(client.cluster.workers.values()) if job.job_id]
+        listed = subprocess.run(["squeue", "--noheader", f"--jobs={','.join(jobs)}"], capture_output=True, text=True)
+        if jobs and not listed.stdout.strip():
+            raise RunError(f"the Slurm jobs ended before they reached us; their logs are in {_logs(root)}")
+
+
+# --- a scheduler that somebody started -----------------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -4,8 +4,10 @@ Never lose: an output appears whole or not at all, and a run that is finished st
 process, its workers or the machine. Never repeat: finished runs are skipped, those in the committed table too.
 """
 
+import contextlib
 import json
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +19,7 @@ from fedmorl.batch import engine
 from fedmorl.batch.grid import Run, Sweep
 from fedmorl.batch.store import Ledger, Store, Try
 from fedmorl.batch.tables import runs_in
-from fedmorl.batch.worker import Job, Outcome, attempt, death_text, seen_from_here
+from fedmorl.batch.worker import Job, Outcome, attempt, death_text, machinery, seen_from_here
 from fedmorl.execute import remove_leftovers
 from fedmorl.notebook import RunError, command
 
@@ -29,6 +31,7 @@ Say = Callable[[str], None]
 DEATHS_RETRIED = 2  # a run that took its process with it is tried again so often, unless told otherwise
 STRANDED = 20  # a run that never started since its workers died before: so often, and we give up
 IN_FLIGHT = 1_000  # runs handed to the scheduler at a time
+LOOK_S = 5  # how often to look whether a worker is left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +164,7 @@ def run(
         summary = Summary(sweep, finished_before=len(sweep.runs) - len(todo))
         if todo:
             say(f"{len(sweep.runs)} runs: {len(todo)} to run, {summary.finished_before} finished before")
-            with engine.connect(sweep.root, options.workers, options.scheduler, options.slurm) as client:
+            with engine.connect(sweep.root, options.workers, options.scheduler, options.slurm, say) as client:
                 _Master(sweep, options, store, ledger, client, task, summary, say).run(todo)
         ledger.close()
     summary.seconds = time.time() - started
@@ -222,7 +225,8 @@ class _Master:
         self.runs = {run.id: run for run in todo}
         self._refuse_other_code(todo[0])
         waiting = deque(todo)
-        with tqdm(total=len(todo), unit="run", disable=not sys.stderr.isatty(), smoothing=0.1) as bar:
+        shown = tqdm(total=len(todo), unit="run", disable=not sys.stderr.isatty(), smoothing=0.1)
+        with shown as bar, self._watched(bar):
             flying = as_completed(self._submit_some(waiting, IN_FLIGHT), loop=self.client.loop)
             for batch in flying.batches():
                 again = list(self._settle(batch, bar))
@@ -253,13 +257,35 @@ class _Master:
 
     def _refuse_other_code(self, one: Run) -> None:
         """Every worker must see the same project and the same package."""
-        for worker, seen in self.client.run(seen_from_here, self._job(one)).items():
-            if seen != one.id:
-                what = "has other code, data or pins" if len(seen) == len(one.id) else f"says: {seen}"
+        job = self._job(one)
+        here = one.id, machinery()
+        for worker, seen in self.client.run(seen_from_here, job, on_error="return").items():
+            if seen != here:
                 raise RunError(
-                    f"the worker at {worker} {what}; all workers must see the folder {self.sweep.root}, "
-                    "with the same version of fedmorl"
+                    f"the worker at {worker} {_difference(seen, one.id)}; all workers must see the folder "
+                    f"{self.sweep.root}, with the same version of fedmorl: start that worker again"
                 )
+
+    @contextlib.contextmanager
+    def _watched(self, bar: Any) -> Iterator[None]:
+        """Say so when the last worker has left: the sweep waits for another one, and a person should know."""
+        over = threading.Event()
+
+        def watch() -> None:
+            looks = 0  # in a row, without a worker: one that died is back sooner
+            while not over.wait(LOOK_S):
+                try:
+                    looks = 0 if self.client.scheduler_info(n_workers=-1)["workers"] else looks + 1
+                except Exception:  # the scheduler has gone, and the sweep ends
+                    return
+                if looks == 2:
+                    self._tell(bar, "no worker is left; the sweep waits for one, and Ctrl-C ends it")
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     def _settle(self, batch: "Iterable[Future]", bar: Any) -> Iterator[Run]:
         """Write down what came back; yields the runs to try again."""
@@ -335,6 +361,13 @@ class _Master:
     def _tell(self, bar: Any, text: str) -> None:
         with bar.external_write_mode():
             self.say(text)
+
+
+def _difference(seen: Any, run: str) -> str:
+    """What is wrong with a worker that sees other things than we do, or fails at looking."""
+    if isinstance(seen, Exception):
+        return f"says: {str(seen) or type(seen).__name__}"
+    return "has another version of fedmorl" if seen[0] == run else "has other code, data or pins"
 
 
 def find(root: Path, name: str) -> Path:

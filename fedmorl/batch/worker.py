@@ -2,16 +2,21 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from fedmorl import execute, identity
 from fedmorl.batch.store import Store
-from fedmorl.closure import SourceError
+from fedmorl.closure import SourceError, module_hash, short_hash
 from fedmorl.notebook import RunError, reached_by
 
 Outcome = dict[str, Any]
+
+# What a worker itself runs. The rest of the package is loaded by kernels, fresh for each run.
+MACHINERY = ("batch.store", "batch.worker", "closure", "execute", "identity", "notebook", "provenance", "rows")
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,8 @@ def _executed(job: Job) -> tuple[str, str]:
             return "changed", "its code, data or pins differ here from where the sweep was started"
         output = job.store.output(job.run)
         execute.run_interruptible(
-            job.source, output, job.given, limit_s=job.limit_s, root=job.root, profile=job.profile,
-            extra={"key": key}, ignoring="results",
+            job.source, output, job.given, limit_s=job.limit_s, unwanted=_nobody_waits(), root=job.root,
+            profile=job.profile, extra={"key": key}, ignoring="results",
         )  # fmt: skip
         if identity.run_id(identify(job)) != job.run:
             output.unlink(missing_ok=True)
@@ -76,12 +81,32 @@ def identify(job: Job) -> identity.Key:
     return identity.key(reached_by(job.source), job.given, job.source.parent, job.root)
 
 
-def seen_from_here(job: Job) -> str:
-    """The run's id as this process computes it, or why it cannot; compared on every worker before the first run."""
+def seen_from_here(job: Job) -> tuple[str, str]:
+    """The run's id and the machinery as this process sees them; compared on every worker before the first run."""
+    return identity.run_id(identify(job)), machinery()
+
+
+@lru_cache
+def machinery() -> str:
+    """Hash of the code that this process executes runs with, as it was when first asked: later edits are not loaded."""
+    return short_hash("".join(module_hash(f"fedmorl.{name}") for name in MACHINERY))
+
+
+def _nobody_waits() -> Callable[[], bool]:
+    """A question: has the sweep that asked for this task gone, by Ctrl-C or worse? Then Dask has taken it back."""
     try:
-        return identity.run_id(identify(job))
-    except (RunError, SourceError, OSError) as error:
-        return str(error)
+        from distributed import get_worker
+
+        worker = get_worker()
+        key = worker.get_current_task()
+    except (ImportError, ValueError):
+        return lambda: False
+
+    def asked() -> bool:
+        task = worker.state.tasks.get(key)
+        return task is None or task.state == "cancelled"
+
+    return asked
 
 
 def worker_name() -> str:
