@@ -56,6 +56,9 @@ class Radio:
         self.fifo, self.successes, self.collisions, self.errors = [], 0, 0, 0
         self.dropped, self.blocked, self.arrivals, self.access_delays, self.delays = 0, 0, 0, [], []
         self.next_arrival = math.inf
+        self.joins = getattr(self.traffic, "start_slot", 0)
+        self.leaves = getattr(self.traffic, "stop_slot", None) or math.inf
+        self.present = self.joins == 0
         if self.kind == "Poisson":
             self.next_arrival = self.arrival.gap(self.kind, self.rate)
         elif self.kind == "ConstantRate":
@@ -63,12 +66,15 @@ class Radio:
 
     @property
     def active(self):
-        return self.kind == "Saturated" or bool(self.fifo)
+        return self.present if self.kind == "Saturated" else bool(self.fifo)
 
     def draw(self):
         self.counter = self.backoff.backoff(self.cw)
 
     def take_arrivals(self, before, buffer):
+        if 0 < self.joins <= before:
+            self.present, self.hol, self.joins = True, self.joins, 0
+            self.draw()
         while self.next_arrival < before:
             self.arrivals += 1
             if len(self.fifo) == buffer:
@@ -83,6 +89,7 @@ class Radio:
     def leave(self, end):
         """The head-of-line packet goes, delivered or dropped."""
         arrived = self.fifo.pop(0) if self.kind != "Saturated" else None
+        self.present = end < self.leaves
         self.hol, self.retries, self.cw = end, 0, self.station.cw_min
         return arrived
 
@@ -118,7 +125,7 @@ def reference_run(scenario, n_slots, seed=0, replication=0):
     slots, busy = dict.fromkeys(("idle", "success", "collision", "error", "difs"), 0), []
     left, difs_left, label, senders = 0, 0, "idle", []
     for radio in radios:
-        if radio.kind == "Saturated":
+        if radio.kind == "Saturated" and radio.present:
             radio.draw()
     for t in range(n_slots):
         if left == 0 and difs_left == 0:

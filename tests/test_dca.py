@@ -57,10 +57,38 @@ SCENARIOS = {
         eifs_extra_slots=3,
         difs_slots=4,
     ),
+    "stations come and go": Scenario(
+        stations=[
+            replace(s, traffic=Saturated(start, stop))
+            for s, start, stop in zip(MIXED, (0, 4001, 0, 9000), (15_000, None, 8000, 9001), strict=True)
+        ],
+        eifs_extra_slots=2,
+    ),
     "one station": Scenario.uniform(CSMA_CA, 1),
     "no DIFS": Scenario.uniform(replace(AC_BE, aifs_slots=0), 3, difs_slots=0, tx_slots=7, ack_slots=1),
 }
 names = pytest.mark.parametrize("name", SCENARIOS)
+
+
+def listener(seed=0, loss=0.0, **fields):
+    """A station whose network reads all that it hears; it sends in about every tenth slot."""
+    rng = np.random.default_rng(seed)
+    layers = [(0.3 * rng.normal(size=(16, 12)), np.zeros(12)), (rng.normal(size=(12, 2)), np.array([2.5, -0.5]))]
+    return Station(policy=MLPPolicy(layers), overhearing_loss=loss, **fields)
+
+
+LISTENERS = {
+    "listeners": Scenario.uniform(listener(), 5),
+    "listeners beside others": Scenario(
+        stations=[listener(1), listener(1, 0.3), AC_BE, CSMA_ECA, listener(2, frame_error_rate=0.1)],
+        eifs_extra_slots=2,
+    ),
+    "listeners with gaps": Scenario.uniform(listener(3, 0.1), 4, traffic=Poisson(0.002)),
+    "listeners come and go": Scenario(
+        stations=[listener(1, traffic=Saturated(k, 20_000 + 9 * k)) for k in (0, 3000, 7001)] + [listener(1)],
+        difs_slots=0,
+    ),
+}
 
 
 def assert_equal_states(a, b):
@@ -93,21 +121,21 @@ def test_kernels_obey_the_rules_as_an_independent_slot_loop_reads_them(name):
     assert [(*key, who) for key, who in sent.items()] == [b for b in busy if b[1] <= n_slots]
 
 
-@names
+@pytest.mark.parametrize("name", SCENARIOS | LISTENERS)
 def test_event_mode_equals_slot_mode_bit_for_bit(name):
     for trace in (False, True):  # without a trace, saturated scenarios take the bucket ring
         runs = []
         for mode in ("slot", "event"):
-            simulation = Simulation(SCENARIOS[name], seed=5, mode=mode, trace=trace)
+            simulation = Simulation((SCENARIOS | LISTENERS)[name], seed=5, mode=mode, trace=trace)
             simulation.run(10_007).open_window().run(150_011)
             simulation.metrics()
             runs.append(simulation)
         assert_equal_states(*runs)
 
 
-@names
+@pytest.mark.parametrize("name", SCENARIOS | LISTENERS)
 def test_numbers_do_not_depend_on_where_the_chunks_end(name):
-    whole, chunked = (Simulation(SCENARIOS[name], seed=1) for _ in range(2))
+    whole, chunked = (Simulation((SCENARIOS | LISTENERS)[name], seed=1) for _ in range(2))
     whole.run(60_000)
     for until in (1, 2, 30, 119, 125, 126, 1000, 1001, 33_333, 59_999, 60_000):
         chunked.run(until).metrics()
@@ -119,9 +147,9 @@ def test_jitted_kernels_equal_pure_python():
     program = (
         "import numpy as np; np.seterr(over='ignore');"
         "import sys; sys.path.insert(0, 'tests');"
-        "from test_dca import SCENARIOS; from fedmorl.dca import simulate; import hashlib;"
+        "from test_dca import LISTENERS, SCENARIOS; from fedmorl.dca import simulate; import hashlib;"
         "h = hashlib.sha256();\n"
-        "for s in SCENARIOS.values():\n"
+        "for s in (SCENARIOS | LISTENERS).values():\n"
         "    m = simulate(s, 6000, seed=9, warmup_slots=500)\n"
         "    h.update(m.log.tobytes() + m.access_histogram.tobytes() + str(sorted(m.counts.items())).encode())\n"
         "print(h.hexdigest())"
@@ -145,7 +173,7 @@ def test_slots_and_packets_are_conserved_exactly(name):
     c = m.counts
     counted = c["idle_slots"] + c["success_slots"] + c["collision_slots"] + c["error_slots"] + c["difs_count"]
     assert counted == m.window_slots == 300_000 - 12_345
-    loaded = [k for k in range(m.scenario.n_stations) if m.scenario.station_traffic(k) != Saturated()]
+    loaded = [k for k in range(m.scenario.n_stations) if not isinstance(m.scenario.station_traffic(k), Saturated)]
     s = m.stations[loaded]
     entered = s["queued_at_start"] + s["arrivals"]
     assert (entered == s["successes"] + s["dropped"] + s["blocked"] + s["queue_len"]).all()
@@ -264,13 +292,13 @@ def test_the_network_in_the_kernel_computes_the_same_logits_as_numpy():
     from fedmorl.dca.policy import pack_weights
 
     rng = np.random.default_rng(0)
-    for widths in ((7, 2), (8, 32, 2), (7, 64, 64, 2), (8, 5, 3, 9, 2)):
+    for widths in ((7, 2), (8, 32, 2), (7, 64, 64, 2), (8, 5, 3, 9, 2), (16, 2), (16, 12, 2), (16, 5, 3, 2)):
         pairs = itertools.pairwise(widths)
         policy = MLPPolicy([(rng.normal(size=(a, b)), rng.normal(size=b)) for a, b in pairs])
         other = MLPPolicy([(rng.normal(size=(8, 4)), rng.normal(size=4)), (rng.normal(size=(4, 2)), np.zeros(2))])
         sizes, weights = pack_weights([other, policy])
         for _ in range(20):
-            observation = rng.normal(size=8).astype(np.float32)
+            observation = rng.normal(size=max(8, widths[0])).astype(np.float32)
             defer, transmit = policy.logits(observation)
             inside = transmit_logit(observation, 1, sizes, weights, np.zeros((2, 64), np.float32))
             assert inside == pytest.approx(transmit - defer, rel=1e-4, abs=1e-4)
@@ -355,6 +383,91 @@ def test_local_d2lt_uses_overheard_successes_only():
     assert seen[2] == pytest.approx(248 / (248 + 4))
 
 
+def memory_of_a_listener(station, successes, failures_and_successes):
+    """rank, successes since own, others heard, out of turn, two averages: from the definitions, with lists."""
+    last, rank, out, out_average, average = {}, 0, 0, 0, 0
+    for now, winner in enumerate(successes, start=1):
+        waiting = [j for j, when in last.items() if max(0, now - 1 - 64) < when < last.get(winner, 0)]
+        out = int(bool(waiting))
+        out_average += (65536 * out - out_average) // 32
+        last[winner] = now
+    for failed in failures_and_successes:
+        average += (65536 * failed - average) // 32
+    now, own = len(successes), last.get(station, 0)
+    recent = {j: when for j, when in last.items() if when > now - 64 and j != station}
+    rank = sum(when < own for when in recent.values())
+    return rank, now - own, len(recent), out, average, out_average
+
+
+def test_a_listening_station_remembers_what_the_definitions_say():
+    scenario = Scenario(stations=[listener(), AC_BE, listener(), CSMA_ECA, replace(AC_BE, cw_min=255)])
+    simulation, checked = Simulation(scenario, seed=3, trace=True), []
+    for until in range(500, 40_000, 500):
+        m = simulation.run(until).metrics()
+        frame = m.trace.to_frame()
+        sent = frame[frame.event.isin(("success", "collision"))].drop_duplicates("end_slot")
+        successes = sent[sent.event == "success"].station.tolist()
+        for i in (0, 2):
+            u, last = m.stations[i], simulation.state.heard[i]
+            seen = u["rank"], u["heard_successes"] - last[i], u["others_heard"], u["out_of_turn"]
+            seen = (*seen, u["collision_average"], u["out_of_turn_average"])
+            assert seen == memory_of_a_listener(i, successes, (sent.event == "collision").tolist())
+            checked.append(seen)
+    assert all(len(set(values)) > 1 for values in zip(*checked, strict=True))  # none of the six is constant
+
+
+def test_a_network_in_the_kernel_sees_what_its_station_has_heard():
+    simulation = Simulation(Scenario(stations=[listener(1), AC_BE, CSMA_ECA]), seed=0)
+    idle_runs = set()
+    for until in range(1000, 30_000, 333):
+        simulation.run(until)
+        u, ch = simulation.state.stations[0], simulation.state.channel[0]
+        if ch["phase"] == 0 and u["defer"] == 0 and ch["t"] - ch["contention_start"] > 0:
+            row = u["observation"].astype(float)  # of the decision one slot ago
+            since_own = u["heard_successes"] - simulation.state.heard[0, 0]
+            heard = [u["rank"] / 8, (ch["t"] - ch["contention_start"] - 1) / 8, min(since_own, 64) / 8]
+            heard += [u["others_heard"] / 8, float(since_own == 0), u["collision_average"] / 65536]
+            assert row[8:] == pytest.approx([*heard, u["out_of_turn"], u["out_of_turn_average"] / 65536])
+            idle_runs.add(row[9])
+    assert len(idle_runs) > 3
+
+
+def test_lost_addresses_change_what_is_remembered_and_no_other_stream():
+    deaf, keen = (Scenario.uniform(replace(listener(), overhearing_loss=p), 4) for p in (1.0, 0.0))
+    states = [Simulation(s, seed=1).run(100_000).state for s in (deaf, keen)]
+    assert (states[0].stations["others_heard"] == 0).all() and (states[0].stations["rank"] == 0).all()
+    assert (states[1].stations["others_heard"] == 3).all()
+    blind = [(np.zeros((16, 2)), np.array([3.0, 0.0]))]
+    logs = [
+        simulate(Scenario.uniform(Station(policy=MLPPolicy(blind), overhearing_loss=p), 4), 200_000).log
+        for p in (0.0, 0.3)
+    ]
+    assert np.array_equal(*logs)
+
+
+def test_addresses_are_lost_at_their_rate():
+    other = Station(cw_min=0, cw_max=0)
+    m = Simulation(Scenario(stations=[listener(0, 0.3, traffic=Poisson(1e-9)), other]), seed=0)
+    ages = []
+    for until in range(124, 124 * 4000, 124):
+        m.run(until)
+        ages.append(m.state.stations["heard_successes"][0] - m.state.heard[0, 1])
+    lost = np.mean(np.array(ages) > 0)  # the latest success was not attributed
+    assert lost == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / len(ages)))
+
+
+def test_stations_join_and_leave_at_their_slots():
+    visitor = replace(AC_BE, traffic=Saturated(50_001, 80_000))
+    trace = simulate(Scenario(stations=[AC_BE, AC_BE, visitor]), 200_000, seed=2, warmup_slots=0, trace=True).trace
+    frame = trace.to_frame()
+    own = frame[frame.station == 2]
+    assert own.iloc[0][["event", "slot"]].tolist() == ["draw", 50_001]
+    last = own.iloc[-1]
+    assert last.event == "success" and last.end_slot >= 80_000
+    assert (own.iloc[:-1].loc[own.event == "success", "end_slot"] < 80_000).all()  # it was the packet in front
+    assert frame[frame.event == "success"].end_slot.max() > 199_000  # the others go on
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -371,6 +484,9 @@ def test_local_d2lt_uses_overheard_successes_only():
         (lambda: Poisson(-0.1), "rate_per_slot"),
         (lambda: ConstantRate(0), "rate_per_slot"),
         (lambda: Station(frame_error_rate=1.5), "frame_error_rate"),
+        (lambda: Station(overhearing_loss=-0.1), "overhearing_loss"),
+        (lambda: Saturated(-1), "start_slot"),
+        (lambda: Saturated(100, 100), "stop_slot must be after start_slot=100"),
         (lambda: Station(policy="send"), "act"),
         (lambda: Scenario.uniform(AC_BE, 2, countdown="stop"), "countdown"),
         (lambda: Scenario.uniform(AC_BE, 2, countdown="bianchi", eifs_extra_slots=2), "bianchi"),

@@ -70,7 +70,7 @@ class BatchedEnv:
             kernels.start(state)
         self._stations = np.stack([s.stations for s in states]).view(np.recarray)
         self._channels = np.concatenate([s.channel for s in states]).view(np.recarray)
-        self._queues = np.stack([s.queue for s in states])
+        self._queues, self._heard = np.stack([s.queue for s in states]), np.stack([s.heard for s in states])
         self._shared = states[0]  # histograms (pooled over replications), policies
         self._step = 0
         self._advance(np.zeros(self._mask.shape, np.int64), first=True)
@@ -130,8 +130,8 @@ class BatchedEnv:
     def _advance(self, actions: np.ndarray, first: bool) -> None:
         s: State = self._shared
         step_batch(
-            self._stations, self._channels, self._queues, s.access_histogram, s.delay_histogram, s.log, s.trace,
-            s.sizes, s.weights, s.scratch, self.agent_stations, actions, first, self.scenario.reward_alpha,
+            self._stations, self._channels, self._queues, self._heard, s.access_histogram, s.delay_histogram, s.log,
+            s.trace, s.sizes, s.weights, s.scratch, self.agent_stations, actions, first, self.scenario.reward_alpha,
             self.scenario.delay_term == "raw", self._observations, self._mask, self._rewards, self._durations,
             self._global_rewards, self._local_rewards,
         )  # fmt: skip

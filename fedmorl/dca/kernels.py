@@ -11,6 +11,7 @@ import numpy as np
 
 from fedmorl.dca.compiled import compiled
 from fedmorl.dca.histogram import bin_index
+from fedmorl.dca.policy import AVERAGE_PERIODS, COUNT_LIMIT, COUNT_SCALE, HEARD_SUCCESSES
 from fedmorl.dca.state import (
     AGENT,
     BUSY,
@@ -28,13 +29,14 @@ from fedmorl.dca.state import (
 from fedmorl.dca.streams import draw_backoff, draw_exponential, draw_uniform
 
 REACHED, DECIDE, TRACE_FULL = range(3)  # why a kernel returned
+ONE = 1 << 16  # 1.0 of the averages that a listening station keeps, in whole numbers
 
 
 @compiled
 def start(s):
-    """Rule 3: at slot 0 every saturated station has a head-of-line packet and draws its counter."""
+    """Rule 3: at slot 0 every saturated station that is present has a head-of-line packet and draws its counter."""
     for i in range(s.stations.shape[0]):
-        if s.stations[i].traffic == SATURATED:
+        if s.stations[i].traffic == SATURATED and s.stations[i].present == 1:
             activate(s.stations[i], i, s.channel[0], s.trace, 0)
 
 
@@ -79,6 +81,10 @@ def take_arrivals(stations, ch, queue, trace, before):
     """Rule 4: every arrival with instant < `before`, station by station."""
     for i in range(stations.shape[0]):
         u = stations[i]
+        if u.traffic == SATURATED:
+            if u.next_arrival < before:
+                join(u, i, ch, trace)
+            continue
         while u.next_arrival < before:
             instant = u.next_arrival
             u.arrivals += 1
@@ -97,6 +103,14 @@ def take_arrivals(stations, ch, queue, trace, before):
 
 
 @compiled
+def join(u, i, ch, trace):
+    """Rule 4: a saturated station that was not there from the start comes in."""
+    boundary = np.int64(np.floor(u.next_arrival)) + 1
+    u.next_arrival, u.present = np.inf, 1
+    activate(u, i, ch, trace, boundary)
+
+
+@compiled
 def pop_packet(u, ch, packets, access_counts, delay_counts, end_slot, delivered):
     """The head-of-line packet leaves at boundary `end_slot`; the next one becomes head of line."""
     if delivered:
@@ -105,6 +119,7 @@ def pop_packet(u, ch, packets, access_counts, delay_counts, end_slot, delivered)
         access_counts[bin_index(access_delay)] += np.uint32(1)
     u.hol, u.retries, u.cw = end_slot, 0, u.cw_min
     if u.traffic == SATURATED:
+        u.active = np.int64(end_slot < u.stop_slot)
         return
     if delivered:
         delay = end_slot - packets[u.queue_head]
@@ -156,7 +171,50 @@ def end_failure(u, dropped):
 
 
 @compiled
-def end_busy(stations, ch, queue, access_histogram, delay_histogram, log, trace):
+def turns_ahead(last_heard, newest, k):
+    """How many stations heard within the last `HEARD_SUCCESSES` have waited longer than k since their success."""
+    n_ahead = 0
+    for j in range(last_heard.shape[0]):
+        n_ahead += np.int64(max(newest - HEARD_SUCCESSES, 0) < last_heard[j] < last_heard[k])
+    return n_ahead
+
+
+@compiled
+def moving_average(average, event):
+    """Rule 16: one step of an exponential average in 2^-16, in whole numbers."""
+    return average + (ONE * np.int64(event) - average) // AVERAGE_PERIODS
+
+
+@compiled
+def listen(stations, ch, heard):
+    """Rule 16: what every listening station learns from the busy period that ends now."""
+    ch.contention_start = ch.t + ch.difs_slots
+    for i in range(stations.shape[0]):
+        u = stations[i]
+        if u.listens == 1 and u.present == 1:
+            u.collision_average = moving_average(u.collision_average, ch.kind != SUCCESS)
+            if ch.kind == SUCCESS:
+                hear_success(u, i, ch.winner, heard[i])
+
+
+@compiled
+def hear_success(u, i, winner, last_heard):
+    """Rule 16: remember whose success it was, unless the address is lost; the own one never is."""
+    is_lost = winner != i and u.overhearing_loss > 0.0 and draw_uniform(u.hearing_stream) < u.overhearing_loss
+    if not is_lost:
+        u.out_of_turn = np.int64(turns_ahead(last_heard, u.heard_successes, winner) > 0)
+        u.out_of_turn_average = moving_average(u.out_of_turn_average, u.out_of_turn)
+    u.heard_successes += 1
+    if not is_lost:
+        last_heard[winner] = u.heard_successes
+    u.rank = turns_ahead(last_heard, u.heard_successes, i)
+    u.others_heard = 0
+    for j in range(last_heard.shape[0]):
+        u.others_heard += np.int64(j != i and last_heard[j] > max(u.heard_successes - HEARD_SUCCESSES, 0))
+
+
+@compiled
+def end_busy(stations, ch, queue, heard, access_histogram, delay_histogram, log, trace):
     """Rules 7 and 8 at the boundary that ends a busy period: arrivals, outcomes, deferrals, DIFS."""
     end_slot, kind = ch.t, ch.kind
     start_slot = end_slot - (ch.failure_slots if kind == COLLISION else ch.tx_slots)
@@ -186,6 +244,8 @@ def end_busy(stations, ch, queue, access_histogram, delay_histogram, log, trace)
     else:
         ch.n_errors += 1
     ch.outcome = SUCCESS if kind == SUCCESS else COLLISION  # a frame error is heard as a collision
+    if ch.listening == 1:
+        listen(stations, ch, heard)
     ch.remaining = ch.difs_slots
     ch.phase = DIFS if ch.difs_slots > 0 else CONTENTION
 
@@ -254,15 +314,30 @@ def reference_d2lt(i, ch, n_stations, own):
     return own + np.float64(ch.t - other)
 
 
+@compiled
+def observe_listening(u, i, ch, last_heard):
+    """Rule 16: the rest of `u.observation`, what the station has heard; counts as min(count, 64) / 8."""
+    row = u.observation
+    since_own = u.heard_successes - last_heard[i]
+    row[8] = min(u.rank, COUNT_LIMIT) / COUNT_SCALE
+    row[9] = min(ch.t - ch.contention_start, COUNT_LIMIT) / COUNT_SCALE
+    row[10] = min(since_own, COUNT_LIMIT) / COUNT_SCALE
+    row[11] = min(u.others_heard, COUNT_LIMIT) / COUNT_SCALE
+    row[12] = 1.0 if since_own == 0 and u.heard_successes > 0 else 0.0
+    row[13] = u.collision_average / ONE
+    row[14] = u.out_of_turn
+    row[15] = u.out_of_turn_average / ONE
+
+
 @compiled(fastmath=True)
 def transmit_logit(observation, policy, sizes, weights, scratch):
     """logit(transmit) - logit(defer) of a packed ReLU network; `scratch` holds two layers."""
-    n_in, offset, here = 8, 0, 0
-    for j in range(8):
+    n_in, offset, here = sizes[policy, 1], 0, 0
+    for j in range(n_in):
         scratch[0, j] = observation[j]
     for layer in range(sizes[policy, 0] - 1):
-        n_out, there = sizes[policy, 1 + layer], 1 - here
-        if layer == 0:
+        n_out, there = sizes[policy, 2 + layer], 1 - here
+        if layer == 0 and n_in == 8:
             first_layer(observation, policy, weights, scratch, n_out)
         else:
             for k in range(n_out):
@@ -312,7 +387,7 @@ def mark_deciders(stations):
 
 
 @compiled
-def decide(stations, ch, sizes, weights, scratch):
+def decide(stations, ch, heard, sizes, weights, scratch):
     """Rule 11: every in-kernel policy that may decide draws its action from the same snapshot."""
     n_stations = stations.shape[0]
     for i in range(n_stations):
@@ -320,6 +395,8 @@ def decide(stations, ch, sizes, weights, scratch):
         if u.may_decide == 1:
             if u.policy >= 0:
                 observe(u, i, ch, n_stations)
+                if u.listens == 1:
+                    observe_listening(u, i, ch, heard[i])
                 logit = transmit_logit(u.observation, u.policy, sizes, weights, scratch)
                 u.action = np.int64(draw_uniform(u.policy_stream) < 1.0 / (1.0 + np.exp(-np.float64(logit))))
                 ch.decisions += 1
@@ -378,7 +455,7 @@ def slots_to_next_event(stations, t, until):
 
 
 @compiled
-def open_contention(stations, ch, queue, trace, sizes, weights, scratch):
+def open_contention(stations, ch, queue, heard, trace, sizes, weights, scratch):
     """Arrivals and decisions at the current contention slot; DECIDE if an outside policy must answer first."""
     if ch.tracing == 1 and ch.trace_length + 2 * stations.shape[0] > trace.shape[0]:
         return TRACE_FULL
@@ -390,14 +467,14 @@ def open_contention(stations, ch, queue, trace, sizes, weights, scratch):
         return DECIDE
     ch.answered = 0
     if ch.n_deciding > 0:
-        decide(stations, ch, sizes, weights, scratch)
+        decide(stations, ch, heard, sizes, weights, scratch)
     return REACHED
 
 
 @compiled
 def run_slots(s, until):
     """Run to slot `until`, one slot at a time; returns why it stopped: REACHED, DECIDE or TRACE_FULL."""
-    stations, queue, log, trace = s.stations, s.queue, s.log, s.trace
+    stations, queue, heard, log, trace = s.stations, s.queue, s.heard, s.log, s.trace
     access_histogram, delay_histogram = s.access_histogram, s.delay_histogram
     sizes, weights, scratch = s.sizes, s.weights, s.scratch
     ch = s.channel[0]
@@ -405,11 +482,11 @@ def run_slots(s, until):
         if ch.phase == BUSY:
             pass_busy_slots(ch, 1)
             if ch.remaining == 0:
-                end_busy(stations, ch, queue, access_histogram, delay_histogram, log, trace)
+                end_busy(stations, ch, queue, heard, access_histogram, delay_histogram, log, trace)
         elif ch.phase == DIFS:
             pass_difs_slots(ch, 1)
         else:
-            stopped = open_contention(stations, ch, queue, trace, sizes, weights, scratch)
+            stopped = open_contention(stations, ch, queue, heard, trace, sizes, weights, scratch)
             if stopped != REACHED:
                 return stopped
             if mark_senders(stations, ch) > 0:
@@ -420,17 +497,17 @@ def run_slots(s, until):
 
 
 @compiled
-def advance(stations, ch, queue, access_histogram, delay_histogram, log, trace, sizes, weights, scratch, until):
+def advance(stations, ch, queue, heard, access_histogram, delay_histogram, log, trace, sizes, weights, scratch, until):
     """`run_events` on the arrays of one channel."""
     while ch.t < until:
         if ch.phase == BUSY:
             pass_busy_slots(ch, min(ch.remaining, until - ch.t))
             if ch.remaining == 0:
-                end_busy(stations, ch, queue, access_histogram, delay_histogram, log, trace)
+                end_busy(stations, ch, queue, heard, access_histogram, delay_histogram, log, trace)
         elif ch.phase == DIFS:
             pass_difs_slots(ch, min(ch.remaining, until - ch.t))
         else:
-            stopped = open_contention(stations, ch, queue, trace, sizes, weights, scratch)
+            stopped = open_contention(stations, ch, queue, heard, trace, sizes, weights, scratch)
             if stopped != REACHED:
                 return stopped
             if mark_senders(stations, ch) > 0:
@@ -445,7 +522,7 @@ def advance(stations, ch, queue, access_histogram, delay_histogram, log, trace, 
 def run_events(s, until):
     """Run to slot `until` from event to event; returns why it stopped: REACHED, DECIDE or TRACE_FULL."""
     return advance(
-        s.stations, s.channel[0], s.queue, s.access_histogram, s.delay_histogram, s.log, s.trace,
+        s.stations, s.channel[0], s.queue, s.heard, s.access_histogram, s.delay_histogram, s.log, s.trace,
         s.sizes, s.weights, s.scratch, until,
     )  # fmt: skip
 

@@ -47,20 +47,20 @@ class Cursor(NamedTuple):
 @compiled
 def log_decisions(s, rows, cursor, n_decisions, first_slot, raw_delay, until):
     """Run to slot `until`, or until every station has `n_decisions` closed decisions from `first_slot` on."""
-    stations, queue, log, trace = s.stations, s.queue, s.log, s.trace
+    stations, queue, heard, log, trace = s.stations, s.queue, s.heard, s.log, s.trace
     access_histogram, delay_histogram = s.access_histogram, s.delay_histogram
     ch, n_stations = s.channel[0], s.stations.shape[0]
     while ch.t < until and cursor.counts[1] < n_stations:
         if ch.phase == BUSY:
             kernels.pass_busy_slots(ch, min(ch.remaining, until - ch.t))
             if ch.remaining == 0:
-                kernels.end_busy(stations, ch, queue, access_histogram, delay_histogram, log, trace)
+                kernels.end_busy(stations, ch, queue, heard, access_histogram, delay_histogram, log, trace)
         elif ch.phase == DIFS:
             kernels.pass_difs_slots(ch, min(ch.remaining, until - ch.t))
         elif cursor.counts[0] == rows.slots.shape[0] and not is_closing(cursor, n_decisions):
             return ROWS_FULL
         else:
-            stopped = kernels.open_contention(stations, ch, queue, trace, s.sizes, s.weights, s.scratch)
+            stopped = kernels.open_contention(stations, ch, queue, heard, trace, s.sizes, s.weights, s.scratch)
             if stopped != kernels.REACHED:
                 return stopped
             n_sending = kernels.mark_senders(stations, ch)

@@ -10,6 +10,22 @@ import numpy as np
 # outcome one-hot; `retries` is own state that the paper's observation lacks.
 FEATURES = ("idle", "success", "collision", "ack", "previous_action", "d2lt", "buffer", "retries")
 OBSERVATION = FEATURES[:7]
+# What a station hears besides (ours): nothing needs to be told to it, the number of stations least of all. See
+# `fedmorl.dca.kernels.observe_listening` for the scales and `listen` for the memory they come from.
+LISTENING = (
+    *FEATURES,
+    "rank",  # stations heard within the last `HEARD_SUCCESSES` successes whose last one is older than the own one
+    "idle_run",  # idle contention slots since the last busy period
+    "successes_since_own",
+    "others_heard",  # within the last `HEARD_SUCCESSES` successes
+    "last_was_own",  # whether the last success on the channel was the own one
+    "collision_average",  # share of failures among busy periods, forgetting one in `AVERAGE_PERIODS`
+    "out_of_turn",  # whether the last success went to a station that had not waited longest
+    "out_of_turn_average",
+)
+HEARD_SUCCESSES = 64  # how many successes back a station remembers receiver addresses
+AVERAGE_PERIODS = 32
+COUNT_SCALE, COUNT_LIMIT = 8.0, 64  # a count enters a network as min(count, 64) / 8
 DEFER, TRANSMIT = 0, 1
 
 
@@ -29,7 +45,8 @@ class MLPPolicy:
     ----------
     layers : sequence of (weight, bias)
         Weight of shape (n_in, n_out), bias of shape (n_out,); the last n_out is 2 (defer, transmit), the first
-        n_in is 7 (the paper's observation) or 8 (with `retries`), see `FEATURES`.
+        n_in is 7 (the paper's observation), 8 (with `retries`, see `FEATURES`) or 16 (with what the station
+        hears of the others, see `LISTENING`).
 
     Raises
     ------
@@ -42,8 +59,11 @@ class MLPPolicy:
         if not self.layers:
             raise ValueError("layers must hold at least one (weight, bias) pair; got none")
         n_in = self.layers[0][0].shape[0] if self.layers[0][0].ndim == 2 else 0
-        if not len(OBSERVATION) <= n_in <= len(FEATURES):
-            raise ValueError(f"layers[0] must take {len(OBSERVATION)} or {len(FEATURES)} inputs {FEATURES}; got {n_in}")
+        if n_in not in (len(OBSERVATION), len(FEATURES), len(LISTENING)):
+            raise ValueError(
+                f"layers[0] must take {len(OBSERVATION)}, {len(FEATURES)} or {len(LISTENING)} inputs {LISTENING}; "
+                f"got {n_in}"
+            )
         for k, (w, b) in enumerate(self.layers):
             if w.ndim != 2 or w.shape[0] != n_in or b.shape != (w.shape[1],):
                 raise ValueError(
@@ -57,8 +77,13 @@ class MLPPolicy:
 
     @property
     def n_inputs(self) -> int:
-        """Width of the observation it reads: 7 or 8."""
+        """Width of the observation it reads: 7, 8 or 16."""
         return self.layers[0][0].shape[0]
+
+    @property
+    def listens(self) -> bool:
+        """Whether it reads what the station hears of the others."""
+        return self.n_inputs == len(LISTENING)
 
     @property
     def content_hash(self) -> str:
@@ -83,25 +108,26 @@ class MLPPolicy:
 
 
 def pack_weights(policies: Sequence[MLPPolicy]) -> tuple[np.ndarray, np.ndarray]:
-    """Policies as two arrays for a kernel: sizes (P, 1 + layers) int64 and weights (P, most) float32.
+    """Policies as two arrays for a kernel: sizes (P, 2 + layers) int64 and weights (P, most) float32.
 
-    `sizes[p]` is (number of layers, n_out of each); a layer's weights are its rows, then its bias. The first
-    layer is padded to the 8 features. Only the difference of the two logits decides, so of the last layer
-    transmit - defer is kept.
+    `sizes[p]` is (number of layers, n_in, n_out of each); a layer's weights are its rows, then its bias. A first
+    layer of 7 inputs is padded to the 8 features. Only the difference of the two logits decides, so of the last
+    layer transmit - defer is kept.
     """
     depth = max((len(p.layers) for p in policies), default=0)
     flat = [_flat_weights(p) for p in policies]
-    sizes = np.zeros((max(len(policies), 1), 1 + depth), dtype=np.int64)
+    sizes = np.zeros((max(len(policies), 1), 2 + depth), dtype=np.int64)
     weights = np.zeros((max(len(policies), 1), max((f.size for f in flat), default=1)), dtype=np.float32)
     for k, policy in enumerate(policies):
-        sizes[k, : 1 + len(policy.layers)] = [len(policy.layers), *(w.shape[1] for w, _ in policy.layers)]
+        n_in = max(policy.n_inputs, len(FEATURES))
+        sizes[k, : 2 + len(policy.layers)] = [len(policy.layers), n_in, *(w.shape[1] for w, _ in policy.layers)]
         weights[k, : flat[k].size] = flat[k]
     return sizes, weights
 
 
 def _flat_weights(policy: MLPPolicy) -> np.ndarray:
     layers = [[w, b] for w, b in policy.layers]
-    layers[0][0] = np.pad(layers[0][0], ((0, len(FEATURES) - policy.n_inputs), (0, 0)))
+    layers[0][0] = np.pad(layers[0][0], ((0, max(len(FEATURES) - policy.n_inputs, 0)), (0, 0)))
     weight, bias = layers[-1]
     layers[-1] = [weight[:, 1] - weight[:, 0], bias[1:] - bias[:1]]
     return np.concatenate([part.ravel() for layer in layers for part in layer])

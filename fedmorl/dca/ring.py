@@ -59,7 +59,7 @@ def ring_fits(scenario: Scenario) -> bool:
             s.policy is None
             and s.aifs_slots == scenario.difs_slots
             and s.frame_error_rate == 0.0
-            and isinstance(scenario.station_traffic(k), Saturated)
+            and scenario.station_traffic(k) == Saturated()
             for k, s in enumerate(scenario.stations)
         )
     )

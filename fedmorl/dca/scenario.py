@@ -16,6 +16,7 @@ MAX_WINDOW = 65_535  # counters and back-off windows stay far inside the streams
 COUNTDOWNS = ("frozen", "bianchi")
 D2LT_FORMS = ("global", "local")
 DELAY_TERMS = ("share", "raw")
+MAX_SLOTS = 10**12
 
 
 def _check_number(name: str, value: float, low: float, high: float, rule: str) -> None:
@@ -39,7 +40,19 @@ def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Saturated:
-    """A packet always waits: the queue is refilled at once."""
+    """A packet always waits: the queue is refilled at once.
+
+    A station that comes and goes joins at boundary `start_slot`; the packet in front at `stop_slot` is its last.
+    """
+
+    start_slot: int = 0
+    stop_slot: int | None = None  # None: never
+
+    def __post_init__(self) -> None:
+        _check_integer("start_slot", self.start_slot, 0, MAX_SLOTS, f"from 0 to {MAX_SLOTS}")
+        if self.stop_slot is not None:
+            rule = f"after start_slot={self.start_slot}, and at most {MAX_SLOTS}"
+            _check_integer("stop_slot", self.stop_slot, self.start_slot + 1, MAX_SLOTS, rule)
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,7 @@ class Station:
     eca_backoff_slots: int | None = None  # CSMA/ECA: deterministic V after a success; None: DCF
     retry_limit: int = 0  # failed attempts until a packet is dropped; 0: never
     frame_error_rate: float = 0.0  # chance that a lone transmission is not received
+    overhearing_loss: float = 0.0  # chance that it misses the receiver address in another's acknowledgement
     traffic: Traffic | None = None  # None: the scenario's
     policy: Policy | None = None
     name: str = ""
@@ -94,6 +108,7 @@ class Station:
             _check_integer("eca_backoff_slots", self.eca_backoff_slots, 1, MAX_WINDOW, f"from 1 to {MAX_WINDOW}")
         _check_integer("retry_limit", self.retry_limit, 0, 1_000_000, "0 (never drop) or a positive count")
         _check_number("frame_error_rate", self.frame_error_rate, 0.0, 1.0, "between 0 and 1")
+        _check_number("overhearing_loss", self.overhearing_loss, 0.0, 1.0, "between 0 and 1")
         _check_traffic("traffic", self.traffic, or_none=True)
         if self.policy is not None and not callable(getattr(self.policy, "act", None)):
             raise ValueError(

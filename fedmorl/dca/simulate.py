@@ -12,13 +12,11 @@ from fedmorl.dca import kernels
 from fedmorl.dca.metrics import SCALARS, Metrics, measure
 from fedmorl.dca.policy import OBSERVATION
 from fedmorl.dca.ring import pair_fits, ring_fits, ring_size, run_pair, run_ring
-from fedmorl.dca.scenario import Scenario
+from fedmorl.dca.scenario import MAX_SLOTS, Scenario
 from fedmorl.dca.state import CONTENTION, State, make_state, open_window
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MAX_SLOTS = 10**12
 
 
 def check_count(name: str, value: Any, low: int = 0, high: int = MAX_SLOTS) -> int:

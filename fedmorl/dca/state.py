@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fedmorl.dca.histogram import N_BINS
-from fedmorl.dca.policy import FEATURES, MLPPolicy, pack_weights
-from fedmorl.dca.scenario import Poisson, Saturated, Scenario, Station
+from fedmorl.dca.policy import FEATURES, LISTENING, MLPPolicy, pack_weights
+from fedmorl.dca.scenario import MAX_SLOTS, Poisson, Saturated, Scenario, Station
 from fedmorl.dca.streams import draw_exponential, draw_uniform, make_streams
 
 DCF, ECA, AGENT = range(3)  # how a station decides to send
@@ -20,30 +20,31 @@ IDLE, SUCCESS, COLLISION, ERROR = range(4)  # what the last channel event was
 DRAW = 0  # a trace row's event: DRAW, SUCCESS, COLLISION or ERROR
 EVENT_NAMES = ("draw", "success", "collision", "error")
 
-STREAM_FIELDS = ("arrival_stream", "backoff_stream", "policy_stream", "channel_stream")
-STATION_SETTINGS = "access policy cw_min cw_max eca_backoff aifs_extra retry_limit traffic".split()
+STREAM_FIELDS = ("arrival_stream", "backoff_stream", "policy_stream", "channel_stream", "hearing_stream")
+STATION_SETTINGS = "access policy listens cw_min cw_max eca_backoff aifs_extra retry_limit traffic stop_slot".split()
 STATION_DYNAMICS = (
     "cw counter defer retries active sending "  # back-off
-    "queue_head queue_len hol last_success previous_action action may_decide"  # queue, head of line, agent
+    "queue_head queue_len hol last_success previous_action action may_decide "  # queue, head of line, agent
+    "present heard_successes rank others_heard collision_average out_of_turn out_of_turn_average"  # what it heard
 ).split()
 STATION_COUNTS = "successes collisions errors dropped blocked arrivals access_delay_sum".split()
 STATION = np.dtype(
     [(name, np.int64) for name in (*STATION_SETTINGS, *STATION_DYNAMICS, *STATION_COUNTS, "queued_at_start")]
     + [
         (name, np.float64)
-        for name in "frame_error_rate rate next_arrival queue_area_since queue_area delay_sum".split()
+        for name in "frame_error_rate overhearing_loss rate next_arrival queue_area_since queue_area delay_sum".split()
     ]
     + [(name, np.uint64, 4) for name in STREAM_FIELDS]
-    + [("observation", np.float32, len(FEATURES))],  # see fedmorl.dca.policy.FEATURES
+    + [("observation", np.float32, len(LISTENING))],  # see fedmorl.dca.policy.LISTENING
     align=True,
 )
 
 CHANNEL_SETTINGS = (
-    "tx_slots failure_slots difs_slots eifs_extra buffer bianchi d2lt_local has_arrivals logging tracing"
+    "tx_slots failure_slots difs_slots eifs_extra buffer bianchi d2lt_local has_arrivals listening logging tracing"
 ).split()
 CHANNEL_DYNAMICS = (
     "t phase remaining kind n_sending n_deciding outcome winner answered "
-    "last_success_sum last_winner_slot other_winner_slot reward_glob window_start"
+    "last_success_sum last_winner_slot other_winner_slot reward_glob contention_start window_start"
 ).split()
 CHANNEL_COUNTS = (
     "idle_slots success_slots collision_slots error_slots difs_count n_successes n_collisions n_errors "
@@ -61,6 +62,7 @@ class State(NamedTuple):
     stations: np.ndarray  # (N,) STATION
     channel: np.ndarray  # (1,) CHANNEL
     queue: np.ndarray  # (N, B) arrival instants [slots, real], a ring
+    heard: np.ndarray  # (N, N) [i, j]: which of the successes heard by i was j's last, 0: none; (0, 0): nobody listens
     access_histogram: np.ndarray  # (N, N_BINS) access delays
     delay_histogram: np.ndarray  # (N, N_BINS) delays, queueing included
     log: np.ndarray  # (capacity,) int64: end_slot << 8 | station, one a success
@@ -75,10 +77,12 @@ def make_state(scenario: Scenario, seed: int, replication: int = 0) -> State:
     n = scenario.n_stations
     policies = list(dict.fromkeys(s.policy for s in scenario.stations if isinstance(s.policy, MLPPolicy)))
     sizes, weights = pack_weights(policies)
+    n_heard = n if any(policy.listens for policy in policies) else 0
     state = State(
         stations=np.zeros(n, STATION).view(np.recarray),
         channel=np.zeros(1, CHANNEL).view(np.recarray),
         queue=np.zeros((n, scenario.buffer)),
+        heard=np.zeros((n_heard, n_heard), np.int64),
         access_histogram=np.zeros((n, N_BINS), np.uint32),
         delay_histogram=np.zeros((n, N_BINS), np.uint32),
         log=np.empty(0, np.int64),
@@ -91,6 +95,7 @@ def make_state(scenario: Scenario, seed: int, replication: int = 0) -> State:
     for purpose, name in enumerate(STREAM_FIELDS):
         state.stations[name] = streams[:, purpose]
     _fill_channel(state.channel, scenario)
+    state.channel["listening"] = n_heard > 0
     for i, station in enumerate(scenario.stations):
         _fill_station(state, i, station, scenario, policies)
     return state
@@ -105,7 +110,8 @@ def _fill_channel(channel: np.ndarray, scenario: Scenario) -> None:
     channel["bianchi"] = scenario.countdown == "bianchi"
     channel["d2lt_local"] = scenario.d2lt == "local"
     channel["has_arrivals"] = any(
-        not isinstance(scenario.station_traffic(k), Saturated) for k in range(scenario.n_stations)
+        not isinstance(traffic, Saturated) or traffic.start_slot > 0
+        for traffic in map(scenario.station_traffic, range(scenario.n_stations))
     )
     channel["winner"] = -1
     channel["logging"] = 1
@@ -119,9 +125,13 @@ def _fill_station(state: State, i: int, station: Station, scenario: Scenario, po
     row["eca_backoff"] = station.eca_backoff_slots or 0
     row["aifs_extra"] = station.aifs_slots - scenario.difs_slots
     row["retry_limit"], row["frame_error_rate"] = station.retry_limit, station.frame_error_rate
-    row["next_arrival"] = np.inf
+    row["overhearing_loss"] = station.overhearing_loss
+    row["listens"] = isinstance(station.policy, MLPPolicy) and station.policy.listens
+    row["next_arrival"], row["present"] = np.inf, 1
     if isinstance(traffic, Saturated):
-        row["traffic"] = SATURATED
+        row["traffic"], row["stop_slot"] = SATURATED, traffic.stop_slot or MAX_SLOTS
+        if traffic.start_slot > 0:  # it joins as if by an arrival during the slot before
+            row["next_arrival"], row["present"] = traffic.start_slot - 0.5, 0
         return
     row["rate"], stream = traffic.rate_per_slot, row["arrival_stream"]
     with np.errstate(over="ignore"):  # the streams wrap modulo 2^64 by design

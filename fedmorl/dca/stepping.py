@@ -11,7 +11,7 @@ CHUNK_SLOTS = 1_000_000  # a step looks this far for the next decision before it
 
 @compiled
 def step_batch(
-    all_stations, channels, queues, access_histogram, delay_histogram, log, trace, sizes, weights, scratch,
+    all_stations, channels, queues, all_heard, access_histogram, delay_histogram, log, trace, sizes, weights, scratch,
     agents, actions, first, alpha, raw_delay, observations, mask, rewards, durations, global_rewards, local_rewards,
 ):  # fmt: skip
     """Answer each replication's open decisions, run it to its next one, and fill the output arrays."""
@@ -26,8 +26,8 @@ def step_batch(
         stopped = kernels.REACHED
         while stopped != kernels.DECIDE:
             stopped = kernels.advance(
-                stations, ch, queues[b], access_histogram, delay_histogram, log, trace, sizes, weights, scratch,
-                ch.t + CHUNK_SLOTS,
+                stations, ch, queues[b], all_heard[b], access_histogram, delay_histogram, log, trace, sizes, weights,
+                scratch, ch.t + CHUNK_SLOTS,
             )  # fmt: skip
         durations[b] = ch.t - started
         global_rewards[b] = ch.reward_glob - credited

@@ -12,8 +12,8 @@ import numpy as np
 
 from fedmorl.dca.compiled import compiled
 
-ARRIVAL, BACKOFF, POLICY, CHANNEL = range(4)
-N_PURPOSES = 4
+ARRIVAL, BACKOFF, POLICY, CHANNEL, HEARING = range(5)
+N_PURPOSES = 5
 
 _MASK = (1 << 64) - 1
 _U7, _U11, _U17, _U19, _U32, _U45, _U57 = (np.uint64(k) for k in (7, 11, 17, 19, 32, 45, 57))
@@ -30,7 +30,7 @@ def _splitmix64(x: int) -> tuple[int, int]:
 
 
 def make_streams(seed: int, replication: int, n_stations: int) -> np.ndarray:
-    """Stream states, uint64 of shape (N, 4 purposes, 4 words).
+    """Stream states, uint64 of shape (N, 5 purposes, 4 words).
 
     The key (seed, replication, station, purpose) is absorbed word by word, each step mixed by SplitMix64,
     so that neighbouring keys give unrelated states.
