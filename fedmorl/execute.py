@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ class Kernels:
             def __init__(self, **options: Any) -> None:
                 if kernels.stopped.is_set():
                     raise RuntimeError("interrupted")
-                super().__init__(**options)
+                super().__init__(**options, **_sockets())
                 kernels._managers.append(self)
 
         return SameInterpreter
@@ -87,6 +88,15 @@ class Kernels:
                     os.killpg(pid, signal.SIGKILL)  # a kernel leads a process group of its own
                 except (ProcessLookupError, PermissionError):
                     continue
+
+
+def _sockets() -> dict[str, str]:
+    """How a kernel is spoken to: where there are sockets without a file or a port, by those.
+
+    A port that was free when the manager looked may be another kernel's by the time that ours binds it; so died one
+    kernel in about a hundred where two start side by side.
+    """
+    return {"transport": "ipc", "ip": f"@fedmorl-{uuid.uuid4().hex}"} if sys.platform == "linux" else {}
 
 
 def run(
@@ -196,7 +206,7 @@ class _Task:
         except DeadKernelError:
             self._fail("the kernel died, as it does when memory runs out", KernelDied)
         except (CellTimeoutError, RuntimeError) as error:
-            self._fail(_first_line(str(error)))
+            self._fail(_first_line(str(error)), RunError if self.cell else KernelDied)
 
     def _papermill(self) -> None:
         import nbformat
@@ -231,8 +241,8 @@ class _Task:
         kept = failed_path(self.output)
         if self.temporary.exists():
             os.replace(self.temporary, kept)
-        start = _telling_line(self.cell)
-        raise kind(f"{self.source} failed in the cell that starts {start!r}: {reason} (traceback in {kept})") from None
+        start = f"in the cell that starts {_telling_line(self.cell)!r}" if self.cell else "before its first cell"
+        raise kind(f"{self.source} failed {start}: {reason} (traceback in {kept})") from None
 
     def finish(self, ours: dict[str, Any]) -> None:
         """Take machine paths out of the run's metadata, add our provenance, put the notebook in place."""

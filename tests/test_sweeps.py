@@ -261,6 +261,27 @@ def test_code_that_changes_while_a_run_is_under_way_gives_no_row(toy: Toy) -> No
     assert not list(store.folder.glob("*.ipynb"))
 
 
+def test_a_kernel_that_dies_before_its_first_cell_may_be_tried_again(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine_toy(toy, 1)
+    sweep, store = of(toy)
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    outcome = attempt(Job(sweep.runs[0].id, toy.root, sweep.source, store, sweep.runs[0].given))
+    assert outcome["state"] == "died" and "trial.ipynb failed before its first cell: Kernel died" in outcome["why"]
+    assert store.failed(sweep.runs[0].id).exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sockets without a file are Linux's")
+def test_no_two_kernels_ever_want_the_same_port(toy: Toy) -> None:
+    tell = "import json\nfrom ipykernel.connect import get_connection_info\nat = json.loads(get_connection_info())"
+    toy.experiment("trial", tell, "from fedmorl.rows import emit\nemit({'by': at['transport'], 'at': at['ip']})")
+    toy.sweep("trial", "seeds: 1")
+    sweep, store = of(toy)
+    one = sweep.runs[0]
+    assert attempt(Job(one.id, toy.root, sweep.source, store, one.given))["state"] == "ok"
+    (row,) = rows.rows_of(store.record(one.id))  # type: ignore[arg-type]
+    assert row["by"] == "ipc" and re.fullmatch("@fedmorl-[0-9a-f]{32}", row["at"])
+
+
 # --- the engine alone: tasks that die, fail, do nothing ------------------------------------------------------------
 
 
