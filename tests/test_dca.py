@@ -437,6 +437,7 @@ def test_lost_addresses_change_what_is_remembered_and_no_other_stream():
     states = [Simulation(s, seed=1).run(100_000).state for s in (deaf, keen)]
     assert (states[0].stations["others_heard"] == 0).all() and (states[0].stations["rank"] == 0).all()
     assert (states[1].stations["others_heard"] == 3).all()
+    assert (np.diag(states[0].heard) > 0).all()  # an own success is never missed
     blind = [(np.zeros((16, 2)), np.array([3.0, 0.0]))]
     logs = [
         simulate(Scenario.uniform(Station(policy=MLPPolicy(blind), overhearing_loss=p), 4), 200_000).log

@@ -339,6 +339,8 @@ def transmit_logit(observation, policy, sizes, weights, scratch):
         n_out, there = sizes[policy, 2 + layer], 1 - here
         if layer == 0 and n_in == 8:
             first_layer(observation, policy, weights, scratch, n_out)
+        elif layer == 0:
+            first_layer_listening(observation, policy, weights, scratch, n_out)
         else:
             for k in range(n_out):
                 scratch[there, k] = weights[policy, offset + n_in * n_out + k]
@@ -370,6 +372,29 @@ def first_layer(observation, policy, weights, scratch, n):
             + x2 * weights[w, 2 * n + k] + x3 * weights[w, 3 * n + k]
             + x4 * weights[w, 4 * n + k] + x5 * weights[w, 5 * n + k]
             + x6 * weights[w, 6 * n + k] + x7 * weights[w, 7 * n + k]
+        )  # fmt: skip
+        scratch[1, k] = max(unit, np.float32(0.0))
+
+
+@compiled(fastmath=True)
+def first_layer_listening(observation, policy, weights, scratch, n):
+    """`first_layer` of all sixteen inputs."""
+    x0, x1, x2, x3 = observation[0], observation[1], observation[2], observation[3]
+    x4, x5, x6, x7 = observation[4], observation[5], observation[6], observation[7]
+    y0, y1, y2, y3 = observation[8], observation[9], observation[10], observation[11]
+    y4, y5, y6, y7 = observation[12], observation[13], observation[14], observation[15]
+    w = policy
+    for k in range(n):
+        unit = (
+            weights[w, 16 * n + k]
+            + x0 * weights[w, k] + x1 * weights[w, n + k]
+            + x2 * weights[w, 2 * n + k] + x3 * weights[w, 3 * n + k]
+            + x4 * weights[w, 4 * n + k] + x5 * weights[w, 5 * n + k]
+            + x6 * weights[w, 6 * n + k] + x7 * weights[w, 7 * n + k]
+            + y0 * weights[w, 8 * n + k] + y1 * weights[w, 9 * n + k]
+            + y2 * weights[w, 10 * n + k] + y3 * weights[w, 11 * n + k]
+            + y4 * weights[w, 12 * n + k] + y5 * weights[w, 13 * n + k]
+            + y6 * weights[w, 14 * n + k] + y7 * weights[w, 15 * n + k]
         )  # fmt: skip
         scratch[1, k] = max(unit, np.float32(0.0))
 
