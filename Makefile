@@ -27,7 +27,7 @@ test-all: $(VENV)/.ok  ## `make test` and what needs an extra: ns-3
 lab: $(VENV)/.ok  ## open the live explorer in JupyterLab
 	$(BIN)/jupyter lab notebooks/channel/explorer.ipynb
 
-bench: $(VENV)/.ok  ## measure our kernels beside their peers; rows go to results/benchmarks.csv
+bench: $(VENV)/.ok  ## measure kernels and sweeps beside their peers; rows go to results/benchmarks.csv
 	$(BIN)/python benchmarks/run.py
 
 lint: $(VENV)/.ok  ## ruff, types, stripped notebooks

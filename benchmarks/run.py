@@ -1,12 +1,13 @@
-"""Measure the simulator beside its peers, in one run and by CPU time; rows go to results/benchmarks.csv.
+"""Measure the package beside its peers, in one run and by CPU time; rows go to results/benchmarks.csv.
 
-    make bench                                        everything, about two minutes
+    make bench                                        everything, about seven minutes
     python benchmarks/run.py --only kernels           one group
     python benchmarks/run.py --ns3-python PATH        with ns-3, from an interpreter that has the `ns3` package
 
 Programs alternate and the best of `--repeats` counts, because the clock of a shared machine wanders; a row's
 ratio compares what ran within the same seconds. Every program computes the same outputs (see README.md), and
-each run pays for touching its own memory.
+each run pays for touching its own memory. The group `batch` (see batch.py) goes by wall time, as it starts processes
+and waits for them.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import batch
 import numpy as np
 import python_peer
 
@@ -195,6 +197,15 @@ def start_up(repeats: int) -> Iterable[dict]:
     yield row("import and first simulate, nothing compiled yet", "wall seconds", cold)
 
 
+def sweeps(repeats: int) -> Iterable[dict]:
+    """What a sweep costs beside its runs, and beside two loops over papermill; wall time."""
+    for found in batch.measure(repeats):
+        if "peer" in found:
+            found["ratio"] = f"{found['ours'] / found['peer_value']:.3g}"
+            found["peer_value"] = f"{found['peer_value']:.4g}"
+        yield row(**found)
+
+
 def row(case: str, quantity: str, ours: float, **rest: Any) -> dict:
     return {"case": case, "quantity": quantity, "ours": f"{ours:.4g}", **rest}
 
@@ -210,6 +221,7 @@ GROUPS = {
     "policies": policies,
     "environments": environments,
     "start-up": start_up,
+    "batch": sweeps,
 }
 
 
