@@ -1,0 +1,1 @@
+"""Planning inside a learned model of the channel."""
