@@ -7,7 +7,7 @@ import torch
 from fedmorl.data import DatasetError, OfflineDataset, collect_dca_logs
 from fedmorl.dca import CSMA_CA, Scenario, analytic, simulate
 from fedmorl.dca.policy import OBSERVATION, MLPPolicy
-from fedmorl.federated import FitConfig, run_federation
+from fedmorl.federated import FitConfig
 from fedmorl.learners import (
     BehaviourCloning,
     BlindBehaviour,
@@ -37,8 +37,8 @@ def logs() -> OfflineDataset:
 @pytest.fixture(scope="module")
 def model(logs) -> TransitionModel:
     model = TransitionModel(TransitionConfig(hidden=(32, 32)), rng=np.random.default_rng(0))
-    history = run_federation(model.clients(logs.clients()), rounds=12, fit_config=QUICK, seed=0, progress=False)
-    return model.load_state(history.state)
+    model.federate(logs.clients(), seed=0, rounds=12, fit_config=QUICK, progress=False)
+    return model
 
 
 def played(policy: MLPPolicy, n_stations: int = N_STATIONS):

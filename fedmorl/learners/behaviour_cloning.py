@@ -61,7 +61,7 @@ class BehaviourCloning:
     """
 
     hidden: tuple[int, ...] = (32,)
-    n_steps: int = 1_500
+    n_steps: int = 800
     batch_size: int = 512
     learning_rate: float = 3e-3
 

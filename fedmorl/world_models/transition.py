@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional
 from fedmorl.data import DatasetError, OfflineDataset, Transitions
 from fedmorl.dca.logs import OUTCOMES
 from fedmorl.dca.policy import OBSERVATION
-from fedmorl.federated import ModelClient, State, load_into, trainable
+from fedmorl.federated import FitConfig, History, ModelClient, State, load_into, run_federation, trainable
 from fedmorl.federated.clients import numpy_of, one_thread
 from fedmorl.nn.mlp import mlp, torch_generator
 from fedmorl.policies import LearnedPolicy
@@ -107,6 +107,18 @@ class TransitionModel:
     def clients(self, logs: Sequence[Log]) -> list[ModelClient]:
         """One participant of a federation a log: Algorithm 1's line 4. They start from this model's parameters."""
         return [ModelClient(k, self.network, transition_loss, tensors(log)) for k, log in enumerate(logs)]
+
+    def federate(
+        self, logs: Sequence[Log], *, seed: int, rounds: int = 20, fit_config: FitConfig | None = None, **options: Any
+    ) -> History:
+        """Algorithm 1, lines 2 to 8, one client a log: this model becomes the shared one; returns how it came about.
+
+        `options` go to `fedmorl.federated.run_federation` (aggregator, engine, fraction, checkpoint, progress, ...).
+        """
+        config = fit_config or FitConfig(local_steps=50, batch_size=256, lr=3e-3, lr_final=1.5e-4, lr_rounds=rounds)
+        history = run_federation(self.clients(logs), rounds=rounds, fit_config=config, seed=seed, **options)
+        self.load_state(history.state)
+        return history
 
     def predict(self, observations: np.ndarray, actions: np.ndarray) -> Prediction:
         """(B, 7) observations and (B,) actions -> what the model expects."""
