@@ -18,11 +18,11 @@ book: $(VENV)/.ok  ## build the book into _build/html and check every page (PROF
 	$(BIN)/fedmorl book --profile $(PROFILE)
 
 test: $(VENV)/.ok  ## run every test that needs no outside service, and every notebook
-	$(BIN)/pytest -n 2 --nbmake --nbmake-timeout=300 -m 'not ns3'
+	$(BIN)/pytest -n 2 --nbmake --nbmake-timeout=300 -m 'not ns3 and not slurm'
 
-test-all: $(VENV)/.ok  ## `make test` and what needs an extra: ns-3
-	$(BIN)/pip install -q -c constraints.txt -e '.[ns3]'
-	$(BIN)/pytest --nbmake --nbmake-timeout=300
+test-all: $(VENV)/.ok  ## `make test`, what needs an extra (ns-3, Slurm), and a sweep that is killed 20 times
+	$(BIN)/pip install -q -c constraints.txt -e '.[ns3,cluster]'
+	FEDMORL_KILLS=20 $(BIN)/pytest --nbmake --nbmake-timeout=300
 
 lab: $(VENV)/.ok  ## open the live explorer in JupyterLab
 	$(BIN)/jupyter lab notebooks/channel/explorer.ipynb

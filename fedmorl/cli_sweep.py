@@ -182,6 +182,7 @@ def collect_command(options: argparse.Namespace) -> int:
     from fedmorl.batch import sweep as batch
     from fedmorl.batch import tables
     from fedmorl.batch.grid import read_sweep
+    from fedmorl.batch.words import counted
 
     root = root_of(Path.cwd())
     if options.sweep is None:
@@ -193,5 +194,6 @@ def collect_command(options: argparse.Namespace) -> int:
         chosen = [read_sweep(root, batch.find(root, options.sweep), options.profile, yes=True)]
     for sweep in chosen:
         done = tables.collect(sweep, options.prune)
-        print(f"{done.path.relative_to(root)}: {done.rows} rows, {done.fresh} runs new or changed; {done.state.text()}")
+        table, made = counted(done.rows, "row"), counted(done.fresh, "run")
+        print(f"{done.path.relative_to(root)}: {table}, {made} new or changed; {done.state.text()}")
     return 0

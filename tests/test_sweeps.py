@@ -1,5 +1,6 @@
 """Sweeps that run: on processes that are killed, on clusters started by hand, twice at once, on a full disk."""
 
+import contextlib
 import csv
 import json
 import os
@@ -11,9 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,9 +56,12 @@ def attempts(toy: Toy) -> list[dict]:
 
 
 def states(toy: Toy) -> dict[int, list[str]]:
-    """States of the attempts by seed."""
+    """States of the attempts by seed; of those cut off with the whole sweep, nobody knows it."""
     by_seed: dict[int, list[str]] = {}
     for entry in attempts(toy):
+        if not entry["parameters"]:
+            assert entry["state"] == "interrupted"
+            continue
         by_seed.setdefault(json.loads(entry["parameters"])["seed"], []).append(entry["state"])
     return by_seed
 
@@ -112,7 +118,7 @@ def test_a_failure_is_told_with_its_parameters_its_traceback_and_the_command_tha
 
 def test_rows_are_collected_in_the_order_of_the_file_with_what_made_them(done: Toy) -> None:
     said = done.fedmorl("collect", "trial")
-    assert said.returncode == 0 and "results/trial.csv: 6 rows, 3 runs new or changed; 1 runs missing" in said.stdout
+    assert said.returncode == 0 and "results/trial.csv: 6 rows, 3 runs new or changed; 1 run missing" in said.stdout
     lines = table(done)
     assert list(lines[0])[:3] == ["seed", "k", "value"] and list(lines[0])[-len(COST) :] == list(COST)
     assert [(line["seed"], line["k"], line["row"]) for line in lines] == [
@@ -131,7 +137,7 @@ def test_the_status_of_one_sweep_and_of_all(done: Toy) -> None:
     assert said.startswith("4 runs: 3 cached, 1 failed before\nattempts: 3 ok, 1 failed; ")
     assert "AssertionError: two is out" in said and "results/trial.csv: no table yet" in said
     everything = done.fedmorl("sweep", "--status").stdout
-    assert "notebooks/sweeps/other.yml\n  1 runs: 1 to run" in everything and "3 cached" in everything
+    assert "notebooks/sweeps/other.yml\n  1 run: 1 to run" in everything and "3 cached" in everything
     assert "name a sweep of notebooks/sweeps; there is other, trial" in done.fedmorl("sweep").stderr
 
 
@@ -186,11 +192,27 @@ def test_stale_rows_stay_are_named_and_give_way_to_new_ones(done: Toy) -> None:
     stale = of(done)[0]
     state = tables.state_of(stale)
     assert state.stale == {"code changed": 6} and not state.is_current
-    assert "6 of 6 rows stale: code changed; 1 runs missing" in done.fedmorl("status").stdout
+    assert "6 of 6 rows stale: code changed; 1 run missing" in done.fedmorl("status").stdout
     job = Job(stale.runs[1].id, done.root, stale.source, Store(stale.store), stale.runs[1].given)
     assert attempt(job)["state"] == "ok"
     assert tables.collect(stale).state.stale == {"code changed": 4}
     assert [line["value"] for line in table(done) if line["seed"] == "1"] == ["0.25", "1.25"]
+
+
+def test_again_runs_what_is_finished_and_what_is_in_the_table_too(done: Toy) -> None:
+    tables.collect(of(done)[0])
+    _, summary = swept(done, "trial", Options(workers=2, again=True))
+    assert summary.finished_before == 0 and [run.seed for run in summary.failed] == [2]
+    assert states(done) == {0: ["ok"] * 2, 1: ["ok"] * 2, 2: ["failed"] * 2, 3: ["ok"] * 2}
+
+
+def test_two_sweep_files_on_one_experiment_share_their_runs_and_have_a_table_each(done: Toy) -> None:
+    done.sweep("other", "experiment: trial\nseeds: [3, 5]")
+    sweep, summary = swept(done, "other")
+    assert summary.finished_before == 1 and [outcome["why"] for outcome in summary.outcomes.values()] == [""]
+    assert states(done)[3] == ["ok"] and states(done)[5] == ["ok"]
+    assert tables.collect(sweep).fresh == 2 and {line["seed"] for line in table(done, "other")} == {"3", "5"}
+    assert tables.collect(of(done)[0]).fresh == 3 and {line["seed"] for line in table(done)} == {"0", "1", "3"}
 
 
 def test_rows_that_the_sweep_no_longer_asks_for_stay_until_they_are_pruned(done: Toy) -> None:
@@ -347,9 +369,11 @@ def test_a_finished_sweep_of_a_thousand_runs_returns_at_once(toy: Toy) -> None:
 # --- processes that are killed -----------------------------------------------------------------------------------
 
 
-def started(toy: Toy, *arguments: str) -> subprocess.Popen:
+def started(toy: Toy, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen:
+    """A sweep as a terminal starts it: a process group of its own."""
     command = [sys.executable, "-m", "fedmorl.cli", "sweep", *arguments]
-    return subprocess.Popen(command, cwd=toy.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=toy.root, env=env, process_group=0, **pipes)  # type: ignore[call-overload]
 
 
 def test_a_sweep_that_is_killed_goes_on_where_it_was(toy: Toy) -> None:
@@ -358,7 +382,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(toy: Toy) -> None:
     moment = random.Random(KILLS)
     for _ in range(KILLS):
         process = started(toy, "trial", "--workers", "2")
-        time.sleep(moment.uniform(1, 9))
+        time.sleep(moment.uniform(1, 5))  # the first run starts after two or three
         process.kill()
         process.communicate()
     last = started(toy, "trial", "--workers", "2")
@@ -384,20 +408,29 @@ def test_two_sweeps_at_once_do_no_run_twice(toy: Toy) -> None:
     assert states(toy) == {0: ["ok"], 1: ["ok"], 2: ["ok"]}
 
 
+Clusters = Callable[..., tuple[str, list[subprocess.Popen]]]
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen]]]:
-    """A scheduler and two workers, started by hand on the loopback address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
-    dask = [sys.executable, "-m", "dask"]
-    port = address.rpartition(":")[2]
-    scheduler = [*dask, "scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"]
-    worker = [*dask, "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
-    processes = [subprocess.Popen(scheduler, **quiet)]  # type: ignore[call-overload]
-    processes += [subprocess.Popen(worker, **quiet) for _ in range(2)]  # type: ignore[call-overload]
-    yield address, processes
+def by_hand(tmp_path: Path) -> Iterator[Clusters]:
+    """Start a scheduler and workers on the loopback address, as a person does; all are gone after the test."""
+    processes: list[subprocess.Popen] = []
+
+    def begin(workers: int, path: Path | None = None) -> tuple[str, list[subprocess.Popen]]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        address, dask = f"tcp://127.0.0.1:{port}", [sys.executable, "-m", "dask"]
+        scheduler = [*dask, "scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"]
+        worker = [*dask, "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
+        environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+        for command in (scheduler, *[worker] * workers):
+            processes.append(subprocess.Popen(command, env=environment, **quiet))  # type: ignore[call-overload]
+        wait_for_workers(address, workers)
+        return address, processes
+
+    yield begin
     for process in reversed(processes):
         process.kill()
         process.wait()
@@ -410,23 +443,25 @@ def wait_for_workers(address: str, count: int) -> None:
         client.wait_for_workers(count, timeout=60)
 
 
-def test_a_worker_that_is_killed_loses_no_run_and_everywhere_the_rows_are_the_same(
-    toy: Toy, cluster: tuple[str, list[subprocess.Popen]]
-) -> None:
-    toy.experiment("trial", "import time; time.sleep(1)", EMIT)
-    toy.sweep("trial", "seeds: 4")
-    address, processes = cluster
-    wait_for_workers(address, 2)
+def until(is_so: Callable[[], object], limit_s: float = 60) -> None:
+    deadline = time.monotonic() + limit_s
+    while not is_so():
+        assert time.monotonic() < deadline, f"it did not come within {limit_s} s"
+        time.sleep(0.05)
+
+
+def test_a_worker_that_is_killed_loses_no_run_and_everywhere_the_rows_are_the_same(toy: Toy, by_hand: Clusters) -> None:
+    toy.experiment("trial", EMIT)
+    toy.sweep("trial", "seeds: 3")
+    address, processes = by_hand(2)
     process = started(toy, "trial", "--scheduler", address)
     sweep, store = of(toy)
-    deadline = time.monotonic() + 60
-    while len(store.under_way()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until(lambda: len(store.under_way()) == 2)
     processes[1].kill()
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 0, said
     flat = [state for found in states(toy).values() for state in found]
-    assert Counter(flat) == {"ok": 4, "died": 1}
+    assert Counter(flat) == {"ok": 3, "died": 1}
     tables.collect(sweep)
     killed = timeless(table(toy))
     for options in (Options(workers=1), Options(workers=2)):
@@ -435,6 +470,97 @@ def test_a_worker_that_is_killed_loses_no_run_and_everywhere_the_rows_are_the_sa
         swept(toy, "trial", options)
         tables.collect(sweep)
         assert timeless(table(toy)) == killed
+
+
+def test_a_scheduler_that_is_killed_is_one_sentence_and_the_next_sweep_goes_on(toy: Toy, by_hand: Clusters) -> None:
+    toy.experiment("trial", EMIT)
+    toy.sweep("trial", "seeds: 4")
+    address, (scheduler, *_) = by_hand(1)
+    process = started(toy, "trial", "--scheduler", address)
+    _, store = of(toy)
+    until(lambda: list(store.folder.glob("[0-9a-f]*.ipynb")) and store.under_way())
+    scheduler.kill()
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 1 and "Traceback" not in said
+    last = "the scheduler went away; finished runs are kept, so start the sweep again to go on"
+    assert said.splitlines()[-1] == f"fedmorl sweep: {last}"
+    before = {seed for seed, found in states(toy).items() if "ok" in found}
+    _, summary = swept(toy, "trial")
+    assert not summary.failed and summary.finished_before >= len(before)
+    assert all(found.count("ok") <= 1 for found in states(toy).values())
+
+
+def test_a_worker_with_another_version_of_the_package_is_refused(toy: Toy, by_hand: Clusters, tmp_path: Path) -> None:
+    engine_toy(toy, 1)
+    package = Path(identity.__file__).parent
+    shutil.copytree(package, tmp_path / "other" / "fedmorl", ignore=shutil.ignore_patterns("__pycache__"))
+    with open(tmp_path / "other" / "fedmorl" / "execute.py", "a") as file:
+        file.write("\nNEW = 1\n")
+    address, _ = by_hand(1, path=tmp_path / "other")
+    said = toy.fedmorl("sweep", "trial", "--scheduler", address)
+    assert said.returncode == 1 and "has another version of fedmorl; all workers must see the folder" in said.stderr
+    assert "Traceback" not in said.stderr and not attempts(toy)
+
+
+@pytest.mark.parametrize("moment,number", [("opening", "INT"), ("running", "INT"), ("running", "TERM")])
+def test_an_interrupted_sweep_ends_with_130_and_leaves_no_process(toy: Toy, moment: str, number: str) -> None:
+    """A terminal sends Ctrl-C to every process of a command, `kill` and a batch system SIGTERM to one."""
+    toy.experiment("trial", "import time; time.sleep(60)", EMIT)
+    toy.sweep("trial", "seeds: 2")
+    mark = f"FEDMORL_MARK={toy.root}"
+    process = started(toy, "trial", "--workers", "2", env={**os.environ, "FEDMORL_MARK": str(toy.root)})
+    assert process.stdout and process.stdout.readline() == "2 runs: 2 to run, 0 finished before\n"
+    _, store = of(toy)
+    if moment == "running":
+        until(lambda: len(store.under_way()) == 2 and len(marked(mark)) >= 5)  # the sweep, workers, kernels
+    else:
+        until(lambda: len(marked(mark)) >= 3)
+    end = os.killpg if number == "INT" else os.kill
+    end(process.pid, signal.Signals[f"SIG{number}"])
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == 130 and said == "fedmorl sweep: interrupted; run it again to go on\n"
+    until(lambda: not marked(mark), limit_s=5)
+    assert not list(store.folder.glob(".*.tmp.ipynb"))
+
+
+def marked(mark: str) -> list[int]:
+    """Processes, other than zombies, with this in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_a_terminal_sees_counts_rate_and_time_left_and_a_file_does_not(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    toy.experiment("trial", EMIT)
+    toy.sweep("trial", "seeds: " + str([4, *range(100, 112)]))
+    swept(toy, "trial", Options(workers=2), task=slow_or_failing)
+    assert capsys.readouterr().err == ""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.extend(iter(lambda: _read(ours), b"")))
+    reader.start()
+    with open(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        swept(toy, "trial", Options(workers=2), task=slow_or_failing)
+    reader.join()
+    os.close(ours)
+    shown = b"".join(read).decode()
+    assert re.search(r"\d+%\|.*\| [1-9]\d*/13 \[\d\d:\d\d<\d\d:\d\d, .*(run/s|s/run), failed=1\]", shown), shown
+    assert "13/13" in shown
+
+
+def _read(terminal: int) -> bytes:
+    """What is there to be read; nothing once the other side has closed."""
+    try:
+        return os.read(terminal, 4096)
+    except OSError:
+        return b""
 
 
 # --- what is refused, and what a disk says ------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from fedmorl.batch import engine
 from fedmorl.batch.grid import Run, Sweep
 from fedmorl.batch.store import Ledger, Store, Try
 from fedmorl.batch.tables import runs_in
+from fedmorl.batch.words import counted
 from fedmorl.batch.worker import Job, Outcome, attempt, death_text, machinery, seen_from_here
 from fedmorl.execute import remove_leftovers
 from fedmorl.notebook import RunError, command
@@ -71,7 +72,7 @@ class Summary:
         counts = [f"{done} done", f"{self.finished_before} finished before", f"{len(self.failed)} failed"]
         not_tried = len(self.sweep.runs) - self.finished_before - len(self.outcomes)
         counts += [f"{not_tried} not tried"] if not_tried else []
-        lines = [f"{len(self.sweep.runs)} runs: {', '.join(counts)} ({self.seconds:.1f} s)"]
+        lines = [f"{counted(len(self.sweep.runs), 'run')}: {', '.join(counts)} ({self.seconds:.1f} s)"]
         lines += failures_text(self.sweep, [(run, self.outcomes[run.id]["why"]) for run in self.failed])
         path = self.sweep.path.relative_to(self.sweep.root)
         table = self.sweep.table.relative_to(self.sweep.root)
@@ -120,7 +121,7 @@ class Plan:
     def text(self, shown: int = 10) -> str:
         """What `--dry-run` prints."""
         counts = Counter(self.states.values())
-        lines = [f"{len(self.sweep.runs)} runs: " + ", ".join(f"{n} {state}" for state, n in counts.items())]
+        lines = [f"{counted(len(self.sweep.runs), 'run')}: " + ", ".join(f"{n} {state}" for state, n in counts.items())]
         lines += [f"  {self.sweep.words(run)}: {self.states[run.id]}" for run in self.missing[:shown]]
         lines += [f"  and {len(self.missing) - shown} more"] if len(self.missing) > shown else []
         return "\n".join(lines)
@@ -163,7 +164,7 @@ def run(
                 store.output(one.id).unlink(missing_ok=True)
         summary = Summary(sweep, finished_before=len(sweep.runs) - len(todo))
         if todo:
-            say(f"{len(sweep.runs)} runs: {len(todo)} to run, {summary.finished_before} finished before")
+            say(f"{counted(len(sweep.runs), 'run')}: {len(todo)} to run, {summary.finished_before} finished before")
             with engine.connect(sweep.root, options.workers, options.scheduler, options.slurm, say) as client:
                 _Master(sweep, options, store, ledger, client, task, summary, say).run(todo)
         ledger.close()

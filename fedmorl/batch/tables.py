@@ -17,6 +17,7 @@ from typing import Any
 from fedmorl import identity, provenance
 from fedmorl.batch.grid import FOLDER, Run, Sweep, read_sweep
 from fedmorl.batch.store import Record, Store
+from fedmorl.batch.words import counted
 from fedmorl.notebook import RunError
 from fedmorl.rows import COST, MADE_BY, field, rows_of
 from fedmorl.strict_yaml import read_yaml
@@ -186,14 +187,15 @@ class TableState:
     def text(self) -> str:
         """The state in a few words."""
         if not self.rows:
-            return f"no table yet: {self.missing_runs} runs to run" + self._failed()
-        parts = [f"{n} of {self.rows} rows stale: {why}" for why, n in self.stale.items()]
-        parts += [f"{self.left_over} rows of runs that the sweep no longer asks for"] if self.left_over else []
-        parts += [f"{self.missing_runs} runs missing"] if self.missing_runs else []
-        return ("; ".join(parts) or f"{self.rows} rows, all current") + self._failed()
+            return f"no table yet: {counted(self.missing_runs, 'run')} to run" + self._failed()
+        parts = [f"{n} of {counted(self.rows, 'row')} stale: {why}" for why, n in self.stale.items()]
+        unasked = f"{counted(self.left_over, 'row')} of runs that the sweep no longer asks for"
+        parts += [unasked] if self.left_over else []
+        parts += [f"{counted(self.missing_runs, 'run')} missing"] if self.missing_runs else []
+        return ("; ".join(parts) or f"{counted(self.rows, 'row')}, all current") + self._failed()
 
     def _failed(self) -> str:
-        return f"; {self.failed_runs} runs failed when last tried" if self.failed_runs else ""
+        return f"; {counted(self.failed_runs, 'run')} failed when last tried" if self.failed_runs else ""
 
 
 def state_of(sweep: Sweep) -> TableState:

@@ -10,13 +10,16 @@ from typing import Any
 
 from fedmorl import execute, identity
 from fedmorl.batch.store import Store
+from fedmorl.batch.words import counted
 from fedmorl.closure import SourceError, module_hash, short_hash
 from fedmorl.notebook import RunError, reached_by
 
 Outcome = dict[str, Any]
 
 # What a worker itself runs. The rest of the package is loaded by kernels, fresh for each run.
-MACHINERY = ("batch.store", "batch.worker", "closure", "execute", "identity", "notebook", "provenance", "rows")
+MACHINERY = (
+    "batch.store", "batch.words", "batch.worker", "closure", "execute", "identity", "notebook", "provenance", "rows",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,4 +125,4 @@ def worker_name() -> str:
 
 def death_text(count: int) -> str:
     """What to say of a run that took its processes with it."""
-    return f"its process died {count} times, as it does when memory runs out or something kills it"
+    return f"its process died {counted(count, 'time')}, as it does when memory runs out or something kills it"
