@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fedmorl import __version__, cli_data, cli_simulate, cli_sweep
+from fedmorl import __version__, cli_data, cli_federate, cli_simulate, cli_sweep
 
 EXAMPLES = """\
 examples:
@@ -74,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     collect = _add(commands, "collect", cli_sweep.collect_command, cli_sweep.COLLECT, cli_sweep.COLLECT_EXAMPLES)
     cli_sweep.add_collect_options(collect)
     cli_data.add_options(_add(commands, "data", cli_data.command, cli_data.SUMMARY, cli_data.EXAMPLES))
+    federate = _add(commands, "federate", cli_federate.command, cli_federate.SUMMARY, cli_federate.EXAMPLES)
+    cli_federate.add_options(federate)
     _add_book(commands)
     _add_status(commands)
     return parser

@@ -6,8 +6,10 @@ It knows states and clients, never what a model means; `fedmorl.federated.core` 
 from fedmorl.federated.aggregators import FedAdam, FedAvg, FedProx, Krum, Median, TooFewUpdates, TrimmedMean
 from fedmorl.federated.batched import InProcessBatched
 from fedmorl.federated.clients import ModelClient, load_into, proximal_term, trainable
-from fedmorl.federated.core import FederationStopped, History, RoundRecord, run_federation
+from fedmorl.federated.core import run_federation
+from fedmorl.federated.history import FederationStopped, History, RoundRecord
 from fedmorl.federated.loop import InProcessLoop
+from fedmorl.federated.plan import Plan, PlanError, Recipe, read_plan
 from fedmorl.federated.records import (
     Aggregator,
     Client,
@@ -21,6 +23,7 @@ from fedmorl.federated.records import (
     as_state,
     digest,
 )
+from fedmorl.federated.runtime import FlowerError
 
 __all__ = [
     "Aggregator",
@@ -32,12 +35,16 @@ __all__ = [
     "FedProx",
     "FederationStopped",
     "FitConfig",
+    "FlowerError",
     "History",
     "InProcessBatched",
     "InProcessLoop",
     "Krum",
     "Median",
     "ModelClient",
+    "Plan",
+    "PlanError",
+    "Recipe",
     "RoundRecord",
     "RoundResult",
     "ServerState",
@@ -49,6 +56,7 @@ __all__ = [
     "digest",
     "load_into",
     "proximal_term",
+    "read_plan",
     "run_federation",
     "trainable",
 ]

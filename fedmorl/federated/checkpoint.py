@@ -22,6 +22,7 @@ from fedmorl.federated.records import ServerState, State, digest
 
 FORMAT = 1
 KEPT_ROUNDS = 2
+LOG = "the log of client "  # of the identity: followed by the id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,8 @@ def write(folder: Path, checkpoint: Checkpoint, identity: Mapping[str, Any]) -> 
         "history": checkpoint.history,
     }
     text = json.dumps(record | {"seal": _seal(record)}, indent=1)
-    _write_whole(stem.with_suffix(".safetensors"), save({k: np.array(v, order="C") for k, v in arrays.items()}))
-    _write_whole(stem.with_suffix(".json"), text.encode())
+    write_whole(stem.with_suffix(".safetensors"), save({k: np.array(v, order="C") for k, v in arrays.items()}))
+    write_whole(stem.with_suffix(".json"), text.encode())
     for old in _complete(folder)[:-KEPT_ROUNDS]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -54,6 +55,8 @@ def write(folder: Path, checkpoint: Checkpoint, identity: Mapping[str, Any]) -> 
 
 def read(folder: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
     """The newest complete checkpoint in the folder; None if there is none.
+
+    A log is compared where both sides know it: a client elsewhere may have been silent.
 
     Raises
     ------
@@ -69,6 +72,12 @@ def read(folder: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
     _compare(path, record["identity"], identity)
     arrays = _read_arrays(path.with_suffix(".safetensors"), record["digest"])
     return _unflat(arrays, record)
+
+
+def last_round(folder: Path) -> int:
+    """The newest complete round in the folder; 0 if there is none."""
+    complete = _complete(folder)
+    return int(complete[-1].stem.removeprefix("round_")) if complete else 0
 
 
 def plain(value: Any) -> Any:
@@ -91,7 +100,8 @@ def _complete(folder: Path) -> list[Path]:
     return sorted(path for path in names if re.fullmatch(r"round_\d{5,}", path.stem))
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """The file, flushed and renamed into place: nobody ever sees a part of it."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         file.write(content)
@@ -133,7 +143,8 @@ def _read_arrays(path: Path, expected: str) -> State:
 
 def _compare(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     for name in sorted({*theirs, *ours}):
-        if theirs.get(name) != ours.get(name):
+        unknown = name.startswith(LOG) and not (name in theirs and name in ours)
+        if not unknown and theirs.get(name) != ours.get(name):
             raise ValueError(
                 f"{path} was written with {name} = {theirs.get(name)} and this run has {ours.get(name)}; "
                 "resume with the same settings and code, or choose another folder"

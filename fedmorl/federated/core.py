@@ -25,10 +25,9 @@ A client of any other kind is an object with `client_id` and `fit(round, state, 
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +39,9 @@ from tqdm import tqdm
 from fedmorl.federated import checkpoint as checkpoints
 from fedmorl.federated.aggregators import FedAvg, TooFewUpdates
 from fedmorl.federated.checkpoint import Checkpoint
+from fedmorl.federated.history import FederationStopped, History, RoundRecord, checkpoint_of, history_of
 from fedmorl.federated.loop import InProcessLoop
+from fedmorl.federated.plan import Plan, Recipe
 from fedmorl.federated.records import (
     MAX_WORD,
     Aggregator,
@@ -56,79 +57,18 @@ from fedmorl.federated.records import (
     payload_bytes,
     sample_ids,
 )
+from fedmorl.federated.runtime import simulate
 from fedmorl.federated.screening import MaxNorm, Screened, screen
 
 FEDAVG = FedAvg()  # frozen, so fit for a default
 SCALAR_BYTES = 8  # n, and each number of the statistics
 
 
-@dataclass(frozen=True, kw_only=True)
-class RoundRecord:
-    """What happened in one round."""
-
-    round: int
-    asked: tuple[int, ...]
-    used: tuple[int, ...]  # whose updates made the model
-    failures: Mapping[int, str]  # client -> reason, see `screening.REASONS`
-    details: Mapping[int, str]  # client -> what happened, one line
-    failed: str  # why the whole round failed and the model stayed; "" if it did not
-    stats: Mapping[int, Mapping[str, float]]  # of the clients used
-    median_norm: float | None  # of the updates used
-    bytes_up: int
-    bytes_down: int
-    digest: str  # of the model after the round
-    seconds: Mapping[str, float] = field(compare=False)  # wall time, no part of what is reproduced
-
-    @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> "RoundRecord":
-        """From a checkpoint's JSON, where keys are text and what was not finite is None."""
-        by_client = {name: {int(k): v for k, v in entry[name].items()} for name in ("failures", "details")}
-        stats = {int(k): {s: math.nan if x is None else x for s, x in v.items()} for k, v in entry["stats"].items()}
-        ids = {name: tuple(entry[name]) for name in ("asked", "used")}
-        return cls(**{**entry, **by_client, **ids, "stats": stats})
-
-
-@dataclass(frozen=True, kw_only=True)
-class History:
-    """The end of a federation, and how it came about."""
-
-    server: ServerState
-    rounds: tuple[RoundRecord, ...]
-
-    @property
-    def state(self) -> State:
-        """The shared model."""
-        return self.server.state
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the shared model."""
-        return digest(self.server.state)
-
-    @property
-    def bytes_up(self) -> int:
-        """Bytes from clients to the server, all rounds."""
-        return sum(record.bytes_up for record in self.rounds)
-
-    @property
-    def bytes_down(self) -> int:
-        """Bytes from the server to clients, all rounds."""
-        return sum(record.bytes_down for record in self.rounds)
-
-
-class FederationStopped(RuntimeError):
-    """A round failed and the run was to stop; `history` holds what came before, and that round's record."""
-
-    def __init__(self, message: str, history: History) -> None:
-        super().__init__(message)
-        self.history = history
-
-
 def run_federation(
     clients: Sequence[Client],
     aggregator: Aggregator = FEDAVG,
     *,
-    engine: Literal["loop", "batched"] | Engine = "batched",
+    engine: Literal["loop", "batched", "flower"] | Engine = "batched",
     rounds: int,
     fit_config: FitConfig,
     seed: int,
@@ -144,12 +84,13 @@ def run_federation(
 
     Parameters
     ----------
-    clients : sequence of Client
-        With ids that differ. For an engine of your own only `client_id` is read.
+    clients : sequence of Client or Recipe
+        With ids that differ; a recipe is made into its client here. For an engine of your own only `client_id` is
+        read, and for "flower" all must be recipes.
     aggregator : Aggregator
         How updates become one state, see `fedmorl.federated.aggregators`.
-    engine : "loop", "batched" or an Engine
-        The reference; all clients stacked; or your own.
+    engine : "loop", "batched", "flower" or an Engine
+        The reference; all clients stacked; Flower's simulation runtime (extra `federated`); or your own.
     rounds : int
         Rounds in all, those of a checkpoint included.
     fit_config : FitConfig
@@ -177,6 +118,8 @@ def run_federation(
         If an argument is out of range, models differ in shape, or the checkpoint does not fit.
     FederationStopped
         If a round failed and `on_failed_round` is "stop".
+    FlowerError
+        If Flower's processes end without an outcome.
 
     Notes
     -----
@@ -188,6 +131,12 @@ def run_federation(
     clients = _checked_clients(clients)
     ids = tuple(client.client_id for client in clients)
     _check(ids, rounds, fit_config, seed, fraction, min_updates, on_failed_round, max_norm)
+    if engine == "flower":
+        rest: dict[str, Any] = {"fraction": fraction, "min_updates": min_updates, "on_failed_round": on_failed_round}
+        rest |= {"aggregator": aggregator, "max_norm": max_norm, "seed": seed}
+        plan = Plan(clients=_recipes(clients), rounds=rounds, fit=fit_config, **rest)
+        return history_of(simulate(plan, initial, None if checkpoint is None else Path(checkpoint), progress))
+    clients = tuple(client.make() if isinstance(client, Recipe) else client for client in clients)
     config = replace(fit_config, seed=seed)
     start = _initial(clients, initial)
     identity = {
@@ -340,6 +289,17 @@ def _form(state: State) -> dict[str, str]:
     return {name: f"{value.dtype} {value.shape}" for name, value in state.items()}
 
 
+def _recipes(clients: Sequence[Client]) -> tuple[Recipe, ...]:
+    """Clients that another process can make."""
+    others = [client.client_id for client in clients if not isinstance(client, Recipe)]
+    if others:
+        raise ValueError(
+            f"engine='flower' makes clients in processes of their own: each must be a Recipe, and client {others[0]} "
+            "is an object of this process; write Recipe(client_id=..., build='module:function', options={...})"
+        )
+    return tuple(client for client in clients if isinstance(client, Recipe))
+
+
 def _engine(engine: str | Engine, clients: Sequence[Client]) -> Engine:
     if engine == "loop":
         return InProcessLoop(clients)
@@ -348,7 +308,7 @@ def _engine(engine: str | Engine, clients: Sequence[Client]) -> Engine:
 
         return InProcessBatched(clients)
     if isinstance(engine, str):
-        raise ValueError(f"engine must be 'loop', 'batched' or an Engine; got {engine!r}")
+        raise ValueError(f"engine must be 'loop', 'batched', 'flower' or an Engine; got {engine!r}")
     return engine
 
 
@@ -363,12 +323,13 @@ def _identity(
     aggregator: Aggregator, engine: str | Engine, config: FitConfig, start: State, clients: Sequence[Client]
 ) -> dict[str, Any]:
     """All that a run's result depends on; a checkpoint of another is refused."""
-    logs = {str(client.client_id): getattr(client, "content_hash", "") for client in clients}
+    logs = {client.client_id: getattr(client, "content_hash", "") for client in clients}
     packages = ("fedmorl", "numpy", "torch")
     return {
         **{f"fit_config.{name}": value for name, value in dataclasses.asdict(config).items()},
         **{f"the version of {name}": version(name) for name in packages},
-        **{f"the log of client {name}": value for name, value in logs.items()},
+        **{f"{checkpoints.LOG}{client_id}": value for client_id, value in logs.items() if value},
+        "clients": list(logs),
         "format": checkpoints.FORMAT,
         "aggregator": repr(aggregator) if dataclasses.is_dataclass(aggregator) else type(aggregator).__qualname__,
         "engine": engine if isinstance(engine, str) else type(engine).__qualname__,
@@ -399,5 +360,5 @@ def _save(
     identity: Mapping[str, Any],
 ) -> None:
     carried = {client.client_id: client.carried() for client in clients if hasattr(client, "carried")}
-    history = [checkpoints.plain(dataclasses.asdict(record)) for record in records]
-    checkpoints.write(folder, Checkpoint(server=server, carried=carried, history=history), identity)
+    kept = replace(checkpoint_of(History(server=server, rounds=tuple(records))), carried=carried)
+    checkpoints.write(folder, kept, identity)

@@ -19,7 +19,7 @@ class InProcessLoop:
         details: dict[int, str] = {}
         for client_id in ids:
             try:
-                updates.append(_answer(self.clients[client_id], round, state, config))
+                updates.append(answer(self.clients[client_id], round, state, config))
             except Exception as error:  # whatever a client does, the round goes on
                 details[client_id] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         return RoundResult(
@@ -30,7 +30,8 @@ class InProcessLoop:
         )
 
 
-def _answer(client: Client, round: int, state: State, config: FitConfig) -> ClientUpdate:
+def answer(client: Client, round: int, state: State, config: FitConfig) -> ClientUpdate:
+    """The client's own update, from a copy of the state; TypeError or ValueError if it is none."""
     received = {name: value.copy() for name, value in state.items()}  # a client may scribble on what it gets
     update = client.fit(round, received, config)
     if not isinstance(update, ClientUpdate):
