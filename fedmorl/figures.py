@@ -150,7 +150,8 @@ def comparison(
 ) -> Picture:
     """Points with their intervals, side by side at each x: two simulators, two rules.
 
-    `frame` has the columns x, panel, series, mean, low, high. The x axis has one place a value, evenly spaced.
+    `frame` has the columns x, panel, series, mean, low, high. The x axis has one place a value, number
+    or word, evenly spaced.
     """
     with rc_context(STYLE):
         figure, axes = _panels(_values(frame, "panel"), columns, x_label, y_label)
@@ -185,18 +186,24 @@ def residuals(
 
 def _side_by_side(axes: Mapping[str, Axes], frame: "pd.DataFrame", x: str) -> None:
     """Markers with error bars, the series of one x shifted beside each other by at most a quarter of a place."""
-    series_names, places = _values(frame, "series"), sorted(frame[x].unique())
+    series_names, places = _values(frame, "series"), _places(frame[x])
     looks = _looks(series_names)
     shifts = dict(zip(series_names, _spread(len(series_names)), strict=True))
     for title, axis in axes.items():
         for series, rows in _series(frame, title):
-            at = np.searchsorted(places, rows[x]) + shifts[series]
+            at = np.array([places.index(value) for value in rows[x]]) + shifts[series]
             bars = np.stack([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])  # (2, points)
             look: Any = {"linestyle": "none", "elinewidth": 1.2, "capsize": 2, **looks[series]}
             axis.errorbar(at, rows["mean"], yerr=np.maximum(bars, 0), label=series, zorder=3, **look)
-        axis.set_xticks(range(len(places)), [f"{place:g}" for place in places])
+        axis.set_xticks(range(len(places)), [place if isinstance(place, str) else f"{place:g}" for place in places])
         axis.set_xlim(-0.6, len(places) - 0.4)
         axis.grid(False, axis="x")
+
+
+def _places(values: "pd.Series") -> list[Any]:
+    """Numbers in order, words in the order in which they come."""
+    places = list(values.unique())
+    return places if isinstance(places[0], str) else sorted(places)
 
 
 def _spread(count: int) -> np.ndarray:
