@@ -13,6 +13,7 @@ from fedmorl.evaluation.statistics import (
     Estimate,
     Paired,
     bootstrap_interval,
+    difference,
     iqm,
     mean,
     mean_interval,
@@ -412,3 +413,17 @@ def test_scores_are_left_as_they_were():
     probability_of_improvement_interval(x, y, generator()), paired(x, y, generator())
     np.testing.assert_array_equal(x, x_before)
     np.testing.assert_array_equal(y, y_before)
+
+
+def test_difference_equals_scipys_welch_interval():
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(1, 2, 5), rng.normal(0, 0.5, 10)
+    known = stats.ttest_ind(x, y, equal_var=False).confidence_interval(0.95)
+    got = difference(x, y)
+    assert (got.low, got.high) == pytest.approx((known.low, known.high), rel=1e-12)
+    assert got.value == pytest.approx(x.mean() - y.mean()) and got.n == 15
+
+
+def test_difference_without_spread_has_no_width():
+    got = difference([2, 2], [1, 1, 1])
+    assert (got.value, got.low, got.high) == (1, 1, 1)

@@ -263,6 +263,33 @@ def paired(x: ArrayLike, y: ArrayLike, rng: np.random.Generator, *, n_resamples:
     return Paired(_t_interval(difference), _sign_flip_p(difference, rounding, rng, n_resamples))
 
 
+def difference(x: ArrayLike, y: ArrayLike) -> Estimate:
+    """Mean of X less that of Y with its 95 % interval, for runs that are not matched and may vary unequally.
+
+    Parameters
+    ----------
+    x, y : array, (R,) and (R',) or (R, M) and (R', M)
+        A row's mean over its tasks is one observation. ValueError unless finite, R and R' >= 2.
+
+    Returns
+    -------
+    Estimate
+        Welch's t interval, with n = R + R'. Two samples without any spread have an interval of no width.
+
+    Notes
+    -----
+    Source: Welch (1947), Biometrika 34; degrees of freedom of Welch and Satterthwaite.
+    """
+    samples = [_matrix(name, values, least=2).mean(axis=1) for name, values in (("x", x), ("y", y))]
+    center = float(samples[0].mean() - samples[1].mean())
+    parts = np.array([sample.var(ddof=1) / sample.size for sample in samples])
+    if parts.sum() == 0:
+        return Estimate(center, center, center, sum(sample.size for sample in samples))
+    freedom = parts.sum() ** 2 / (parts**2 / [sample.size - 1 for sample in samples]).sum()
+    half = float(stdtrit(freedom, TAILS[1]) * np.sqrt(parts.sum()))
+    return Estimate(center, center - half, center + half, sum(sample.size for sample in samples))
+
+
 def _sign_flip_p(difference: np.ndarray, rounding: float, rng: np.random.Generator, n_resamples: int) -> float:
     n = difference.size
     if n <= MAX_ENUMERATED_PAIRS:
