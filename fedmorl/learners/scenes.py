@@ -102,11 +102,11 @@ def curriculum(policy: MLPPolicy, rng: np.random.Generator) -> list[Scene]:
     """The scenes of one generation: every kind, the numbers of stations drawn anew."""
     low, middle, high = rng.integers(3, 7), rng.integers(7, 11), rng.integers(11, 15)
     n, new = int(rng.integers(2, 11)), int(rng.integers(1, 4))
-    scenes = [cold(int(k), 40_000, policy, loss) for k, loss in ((2, 0.0), (low, LOSS), (middle, 0.0), (high, 0.0))]
-    scenes += [joined(n, new, 20_000, 45_000, policy), left(n + new + 2, new, 20_000, 40_000, policy)]
-    scenes += [loaded(int(k), load, 60_000, policy) for k, load in ((high, 0.5), (middle, 0.8), (high, 0.8))]
+    scenes = [cold(int(k), 30_000, policy, loss) for k, loss in ((2, 0.0), (low, LOSS), (middle, 0.0), (high, 0.0))]
+    scenes += [joined(n, new, 15_000, 35_000, policy), left(n + new + 2, new, 15_000, 30_000, policy)]
+    scenes += [loaded(int(k), load, 50_000, policy) for k, load in ((high, 0.5), (middle, 0.8), (high, 0.8))]
     legacy = ((rng.choice([2, 4]), AC_BE), (rng.choice([6, 10, 14]), AC_BE), (rng.choice([2, 4, 6, 10, 14]), CSMA_ECA))
-    return [*scenes, *(beside(int(k), rule, 40_000, policy) for k, rule in legacy)]
+    return [*scenes, *(beside(int(k), rule, 30_000, policy) for k, rule in legacy)]
 
 
 class Stage:

@@ -35,7 +35,7 @@ class SelfPlayConfig:
     """All ours; FedMORL has no self-play."""
 
     hidden: int = 12
-    n_generations: int = 250
+    n_generations: int = 120
     n_candidates: int = 32  # in antithetic pairs
     sigma: tuple[float, float] = (0.3, 0.1)  # of the search distribution, first and last
     learning_rate: tuple[float, float] = (0.25, 0.03)
