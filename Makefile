@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
+FLOWER ?= _build/flower-venv
 PROFILE ?= quick
 
 help:  ## list the targets
@@ -14,15 +15,23 @@ $(VENV)/.ok: pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[book,test,live]'
 	@touch $@
 
+# Flower in an environment of its own: what a client's machine installs, and nothing of the book's.
+$(FLOWER)/.ok: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(FLOWER)
+	$(FLOWER)/bin/pip install -q torch==2.13.0
+	$(FLOWER)/bin/pip install -q -c constraints.txt -e '.[federated]' pytest
+	@touch $@
+
 book: $(VENV)/.ok  ## build the book into _build/html and check every page (PROFILE=paper for the published parameters)
 	$(BIN)/fedmorl book --profile $(PROFILE)
 
 test: $(VENV)/.ok  ## run every test that needs no outside service, and every notebook
-	$(BIN)/pytest -n 2 --nbmake --nbmake-timeout=300 -m 'not ns3 and not slurm'
+	$(BIN)/pytest -n 2 --nbmake --nbmake-timeout=300 -m 'not ns3 and not slurm and not flower'
 
-test-all: $(VENV)/.ok  ## `make test`, what needs an extra (ns-3, Slurm), and a sweep that is killed 20 times
+test-all: $(VENV)/.ok $(FLOWER)/.ok  ## `make test`, what needs an extra (ns-3, Slurm, Flower), and a sweep that is killed 20 times
 	$(BIN)/pip install -q -c constraints.txt -e '.[ns3,cluster]'
-	FEDMORL_KILLS=20 $(BIN)/pytest --nbmake --nbmake-timeout=300
+	FEDMORL_KILLS=20 $(BIN)/pytest --nbmake --nbmake-timeout=300 -m 'not flower'
+	$(FLOWER)/bin/python -m pytest -m flower tests/test_flower.py
 
 lab: $(VENV)/.ok  ## open the live explorer in JupyterLab
 	$(BIN)/jupyter lab notebooks/channel/explorer.ipynb

@@ -93,8 +93,9 @@ class FlowerEngine:
         deadline = time.monotonic() + timeout_s
         while len(self._strangers()) < len(ids) and time.monotonic() < deadline - timeout_s / 2:
             time.sleep(POLL_S)
-        while len(self._node_of) < len(ids) and time.monotonic() < deadline:
-            self._meet(self._strangers(), deadline)
+        answered: set[int] = set()
+        while len(answered) < len(ids) and time.monotonic() < deadline:
+            answered |= self._meet([node for node in self._strangers() if node not in answered], deadline)
             time.sleep(POLL_S)
         if not self._node_of:
             told = "; ".join(f"client {i}: {text}" for i, text in sorted(self._complaints.items()))
@@ -139,9 +140,11 @@ class FlowerEngine:
         """Nodes that have not said who they are."""
         return sorted(set(self.grid.get_node_ids()) - set(self._node_of.values()))
 
-    def _meet(self, nodes: Sequence[int], deadline: float) -> None:
-        """Ask nodes for their client id, initial parameters and the hash of their log."""
+    def _meet(self, nodes: Sequence[int], deadline: float) -> set[int]:
+        """Ask nodes for their client id, initial parameters and the hash of their log; who has answered, if badly."""
+        answered = set()
         for node, reply in self._replies(nodes, RecordDict(), MessageType.QUERY, deadline):
+            answered.add(node)
             expected = self._client_of_node.get(node)
             try:
                 greeted = _greeting_of(reply)
@@ -154,6 +157,7 @@ class FlowerEngine:
             elif client_id in self._remotes and client_id not in self._connected():
                 self._node_of[client_id] = node
                 self._remotes[client_id] = greeted
+        return answered
 
     def _complain(self, client_id: int | None, text: str) -> None:
         if client_id is not None:
@@ -167,13 +171,15 @@ class FlowerEngine:
         awaited: dict[str, int] = {}
         for node in nodes:  # one by one: a node that is gone spoils no other's message
             awaited |= {name: node for name in self.grid.push_messages([Message(content, node, kind, ttl=ttl)]) if name}
-        while awaited and time.monotonic() < deadline:
+        while awaited:
+            late = time.monotonic() > deadline
             for reply in self.grid.pull_messages(list(awaited)):
                 node_of_reply = awaited.pop(reply.metadata.reply_to_message_id, None)
                 if node_of_reply is not None:
                     yield node_of_reply, reply
-            if awaited:
-                time.sleep(POLL_S)
+            if late:
+                return
+            time.sleep(POLL_S if awaited else 0)
 
 
 # --- what travels ----------------------------------------------------------------------------------------
