@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import batch
+import federated
 import numpy as np
 import python_peer
 
@@ -222,6 +223,7 @@ GROUPS = {
     "environments": environments,
     "start-up": start_up,
     "batch": sweeps,
+    "federated": federated.federated,
 }
 
 
