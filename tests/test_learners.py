@@ -11,6 +11,7 @@ from fedmorl.federated import FitConfig
 from fedmorl.learners import (
     BehaviourCloning,
     BlindBehaviour,
+    LearnedPolicy,
     PlannerWeightedCloning,
     RolloutAugmentation,
     load_policies,
@@ -18,7 +19,7 @@ from fedmorl.learners import (
     save_policies,
 )
 from fedmorl.learners.rollout_augmentation import EXPECTILE, QV, cql_loss, iql_loss
-from fedmorl.learners.temperature import choose_beta, effective_stations, slotted_throughput
+from fedmorl.learners.temperature import choose_beta, effective_stations, population_throughput
 from fedmorl.learners.weighted_cloning import WeightedCloning, closed_form, weights
 from fedmorl.planning.grid import LITERAL, PlanConfig, evaluate_on_grid, grid_observations, interpolate, q_values
 from fedmorl.planning.tree import TreeSearch
@@ -235,18 +236,33 @@ def test_weights_are_clipped_at_e_cubed_and_refuse_a_beta_of_zero():
         weights(np.zeros(1), 0.0)
 
 
-def test_the_slotted_throughput_is_that_of_the_memoryless_optimum():
+def test_the_population_chain_gives_the_memoryless_optimum_its_closed_form():
     for n in (2, 6, 14):
         best = analytic.p_persistent_optimum(n)
-        assert slotted_throughput(best.attempt_probability, n) == pytest.approx(best.throughput_ratio, rel=1e-9)
-        assert slotted_throughput(1.5 * best.attempt_probability, n) < best.throughput_ratio
+        constant = np.full((4, 2), best.attempt_probability)
+        assert population_throughput(constant, n) == pytest.approx(best.throughput_ratio, rel=1e-9)
+        assert population_throughput(constant * 1.5, n) < best.throughput_ratio
 
 
-def test_beta_is_the_one_whose_policy_attempts_at_the_best_rate():
-    """A policy that attempts with beta / 100: the best beta is a hundred times the optimum."""
+def test_the_population_chain_foretells_what_copies_of_a_policy_make_of_the_channel():
+    """Cells as learned: sends on after an own success. The chain counts every collision as one of two: hence 2 %."""
+    attempt = np.array([[0.02, 0.02], [0.0, 0.0], [0.0, 0.2], [0.6, 0.6]])
+    layers = [(np.zeros((7, 8)), np.zeros(8)), (np.zeros((8, 2)), np.zeros(2))]
+    for k, cell in enumerate([(0, 0), (1, 0), (2, 0), (2, 1), (3, 1)]):  # a unit that fires in this cell alone
+        outcome, previous = cell
+        layers[0][0][outcome, k], layers[0][0][4, k], layers[0][1][k] = 2.0, 2.0 * (2 * previous - 1), -1 - 2 * previous
+        p = np.clip(attempt[cell], 1e-6, None)
+        layers[1][0][k, 1] = np.log(p / (1 - p))
+    policy = LearnedPolicy(layers)
+    assert policy.probability(np.array([[0, 0, 0, 1, 1, 0.1, 1]])) == pytest.approx([0.6])
+    assert played(policy).throughput_ratio == pytest.approx(population_throughput(attempt, N_STATIONS), rel=0.02)
+
+
+def test_beta_is_the_one_whose_policy_plays_best():
+    """pi = beta / 100 in every cell: the best beta is a hundred times the optimal attempt probability."""
     optimum = analytic.p_persistent_optimum(10).attempt_probability
-    betas = np.linspace(0.2, 8, 40)
-    chosen = choose_beta(lambda beta: beta / 100, 10.0, betas)
+    betas, points = np.linspace(0.2, 8, 40), grid_observations()
+    chosen = choose_beta(lambda beta: np.full(len(points), beta / 100), points, 10.0, betas)
     assert chosen == betas[np.abs(betas - 100 * optimum).argmin()]
 
 
@@ -332,8 +348,6 @@ def test_the_cql_penalty_of_an_indifferent_critic_is_log_2():
 
 
 def _constant_policy(p: float):
-    from fedmorl.policies import LearnedPolicy
-
     return LearnedPolicy([(np.zeros((len(OBSERVATION), 2)), np.array([0.0, np.log(p / (1 - p))]))])
 
 

@@ -52,5 +52,5 @@ class PlannerWeightedCloning:
         beta = self.beta
         if beta == "offline":
             n_stations = effective_stations(logs)
-            beta = choose_beta(lambda b: closed_form(pi_b, weights(advantage, b)).mean(), n_stations)
+            beta = choose_beta(lambda b: closed_form(pi_b, weights(advantage, b)), seen, n_stations)
         return self.actor.fit(seen, pi_b, weights(advantage, beta), rng=rng)

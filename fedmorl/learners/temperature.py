@@ -1,7 +1,7 @@
 """The temperature beta chosen offline: from logs alone, without the simulator.
 
-A log says how many stations there seem to be (N_eff). The throughput of that many stations that attempt alike is
-a closed form; the beta whose policy attempts at the best rate is taken.
+A log says how many stations there seem to be (N_eff). That many copies of a policy play a chain of three states, whose
+throughput is a closed form; the beta whose policy does best in it is taken.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fedmorl.dca.logs import OUTCOMES
-from fedmorl.world_models.transition import Log, flat
+from fedmorl.learners.behaviour_cloning import cells
+from fedmorl.world_models.transition import N_OUTCOMES, Log, flat
 
-COLLISION = OUTCOMES.index("collision")
+IDLE, SUCCESS, COLLISION, ACK = range(len(OUTCOMES))
 TX_SLOTS, BUSY_SLOTS = 120, 124
 BETAS = tuple(np.geomspace(0.05, 2.0, 41))  # about 10 % apart
 
@@ -20,7 +21,7 @@ def effective_stations(logs: Sequence[Log]) -> float:
     """N_eff = 1 + ln(1 - p) / ln(1 - tau), pooled over logs: as many stations as make the collisions seen.
 
     tau is the share of decisions to transmit and p the share of those that collided; every other station is taken
-    to send with tau, so N_eff is the number of contenders only in the mean (2.2 at N = 2, 13 at N = 14). ValueError
+    to send with tau, so N_eff is the number of contenders only in the mean (2.2 at N = 2, 13 at N = 11). ValueError
     if nobody transmitted, or every transmission collided.
     """
     batches = [flat(log) for log in logs]
@@ -31,18 +32,52 @@ def effective_stations(logs: Sequence[Log]) -> float:
     return float(1 + np.log1p(-collided.mean()) / np.log1p(-sent.mean()))
 
 
-def slotted_throughput(attempt: float, n_stations: float) -> float:
-    """Throughput ratio of n stations (real) that each send with `attempt` in every contention slot.
+def population_throughput(attempt: np.ndarray, n_stations: float) -> float:
+    """Throughput ratio of n copies of a policy that attempts with `attempt` (4, 2), by (last outcome, own action).
 
-    S = 120 P_s / (P_i + 124 (1 - P_i)) with P_i = (1 - p)^n and P_s = n p (1 - p)^(n - 1), slots of 1 and 124.
+    A chain over the last outcome (idle, success, collision): after an idle slot all n have listened; after a success
+    one of them hears ACK; after a collision two have collided (more are counted as two). For a constant attempt
+    probability p it is exact: 120 P_s / (P_i + 124 (1 - P_i)) with P_i = (1 - p)^n and P_s = n p (1 - p)^(n - 1).
     """
-    idle, alone = (1 - attempt) ** n_stations, n_stations * attempt * (1 - attempt) ** (n_stations - 1)
-    return TX_SLOTS * alone / (idle + BUSY_SLOTS * (1 - idle))
+    if n_stations < 2:
+        raise ValueError(f"n_stations must be >= 2; got {n_stations:g}")
+    groups = (
+        [(n_stations, attempt[IDLE, 0])],
+        [(1.0, attempt[ACK, 1]), (n_stations - 1, attempt[SUCCESS, 0])],
+        [(2.0, attempt[COLLISION, 1]), (n_stations - 2, attempt[COLLISION, 0])],
+    )
+    idle, success, collision = _stationary(np.array([_next_outcome(group) for group in groups]))
+    return float(TX_SLOTS * success / (idle + BUSY_SLOTS * (success + collision)))
 
 
-def choose_beta(mean_attempt: Callable[[float], float], n_stations: float, betas: Sequence[float] = BETAS) -> float:
-    """The beta whose policy's mean attempt rate would serve n stations best, were it the same in every slot.
+def _next_outcome(groups: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """P(nobody sends), P(one does), P(several do), of groups of (how many, attempt probability)."""
+    none = [(1 - p) ** n for n, p in groups]
+    one = [n * p * (1 - p) ** (n - 1) if n > 0 else 0.0 for n, p in groups]
+    alone = sum(one[k] * np.prod(none[:k] + none[k + 1 :]) for k in range(len(groups)))
+    silent = np.prod(none)
+    return float(silent), float(alone), float(max(1 - silent - alone, 0.0))
 
-    `mean_attempt(beta)` is the mean of pi(transmit | o) over the observations of the logs.
-    """
-    return float(max(betas, key=lambda beta: slotted_throughput(mean_attempt(beta), n_stations)))
+
+def _stationary(transition: np.ndarray) -> np.ndarray:
+    """The distribution that a stochastic matrix leaves as it is."""
+    n = len(transition)
+    equations = np.vstack([transition.T - np.eye(n), np.ones(n)])
+    return np.linalg.lstsq(equations, np.r_[np.zeros(n), 1.0], rcond=None)[0]
+
+
+def choose_beta(
+    probability: Callable[[float], np.ndarray],
+    observations: np.ndarray,
+    n_stations: float,
+    betas: Sequence[float] = BETAS,
+) -> float:
+    """The beta whose policy n copies of play best; `probability(beta)` is P(transmit) at `observations` (B, 7)."""
+    cell = cells(observations)
+    counts = np.maximum(np.bincount(cell, minlength=2 * N_OUTCOMES), 1)
+
+    def throughput(beta: float) -> float:
+        mean = np.bincount(cell, probability(beta), minlength=2 * N_OUTCOMES) / counts
+        return population_throughput(mean.reshape(N_OUTCOMES, 2), max(n_stations, 2.0))
+
+    return float(max(betas, key=throughput))
