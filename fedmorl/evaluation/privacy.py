@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 
 from fedmorl.federated import ClientUpdate, Engine, FitConfig, RoundResult, State
 
-PENALTIES = tuple(np.geomspace(1e-4, 1e4, 25))  # of the ridge, in units of the mean squared singular value
+PENALTIES = tuple(np.geomspace(1e-4, 1e4, 25))  # of the ridge, in units of the mean eigenvalue of X X'
 NOISE = 7  # the purpose of the mechanism's stream
 
 
@@ -46,21 +46,22 @@ class RidgeAttack:
             )
         centre, scale, prior = seen.mean(0), seen.std(0), secrets.mean(0)
         scale = np.where(scale > 0, scale, 1.0)
-        u, s, vt = np.linalg.svd((seen - centre) / scale, full_matrices=False)
-        y = secrets - prior
+        x, y = (seen - centre) / scale, secrets - prior
+        squares, u = np.linalg.eigh(x @ x.T)  # S is far below P, and one decomposition serves every penalty
+        squares = np.maximum(squares, 0.0)
         unit = np.where(y.std(0) > 0, y.std(0), 1.0)
-        penalties = np.array(PENALTIES) * max(float((s**2).mean()), np.finfo(float).tiny)
-        best = min(penalties, key=lambda penalty: _left_out_error(u, s, y / unit, penalty))
-        return cls(prior, centre, scale, vt.T @ ((s / (s**2 + best))[:, None] * (u.T @ y)))
+        penalties = np.array(PENALTIES) * max(float(squares.mean()), np.finfo(float).tiny)
+        best = min(penalties, key=lambda penalty: _left_out_error(u, squares, y / unit, penalty))
+        return cls(prior, centre, scale, x.T @ (u @ ((u.T @ y) / (squares + best)[:, None])))
 
     def predict(self, seen: np.ndarray) -> np.ndarray:
         """(V, P) -> (V, D)."""
         return self.prior + (_matrix("seen", seen) - self.centre) / self.scale @ self.weights
 
 
-def _left_out_error(u: np.ndarray, s: np.ndarray, y: np.ndarray, penalty: float) -> float:
+def _left_out_error(u: np.ndarray, squares: np.ndarray, y: np.ndarray, penalty: float) -> float:
     """Mean squared error of each row predicted by the others, in closed form."""
-    shrink = s**2 / (s**2 + penalty)
+    shrink = squares / (squares + penalty)
     leverage = 1 / len(u) + (u**2 * shrink).sum(1)  # the mean is learned too
     residual = y - u @ (shrink[:, None] * (u.T @ y))
     return float(((residual / np.maximum(1 - leverage, 1e-6)[:, None]) ** 2).mean())
