@@ -148,10 +148,11 @@ def test_version_is_the_same_everywhere():
 
 
 def test_readme_python_runs_and_prints_what_readme_says(tmp_path):
-    (code,), (printed,) = code_blocks("README.md", "python"), code_blocks("README.md", "text")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == printed
+    codes, prints = code_blocks("README.md", "python"), code_blocks("README.md", "text")
+    for code, printed in zip(codes, prints, strict=True):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == printed
 
 
 @pytest.mark.parametrize("page", [name for name in PROSE if name.startswith("book/")])
