@@ -17,6 +17,7 @@ IDLE, SUCCESS, COLLISION, ACK = range(4)
 TRUE_TABLE = np.zeros((2, 3, 4))
 TRUE_TABLE[0, [0, 1, 2], [IDLE, SUCCESS, COLLISION]] = 1
 TRUE_TABLE[1, [0, 1, 2], [ACK, COLLISION, COLLISION]] = 1
+SLOTS = np.array([1, 124, 3 * 124, 124]) / 6  # share times duration, were all six cases equally frequent
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,8 @@ def test_only_the_order_of_the_candidates_counts():
     expected = np.array([[1 / 6, -1 / 2, -1 / 6, 1 / 2], [-1 / 3, -1 / 3, 1 / 3, 1 / 3]]).T
     np.testing.assert_allclose(rank_weights(scores), expected)
     assert np.array_equal(rank_weights(scores), rank_weights(np.exp(scores)))
+    nearly_alike = 0.5 + 0.001 * (scores - scores.mean(0)) / scores.std(0)  # a tenth of the spread that counts in full
+    np.testing.assert_allclose(rank_weights(nearly_alike), 0.1 * expected)
 
 
 def test_scenes_score_what_they_say(model):
@@ -150,6 +153,9 @@ def test_scenes_of_change_judge_what_comes_after_it():
     for scene, n_judged in ((joined(3, 2, 500, 900, policy), 5), (left(5, 2, 500, 900, policy), 3)):
         assert (scene.window_slot, len(scene.judged)) == (500, n_judged)
         assert all(scene.scenario.station_traffic(k).stop_slot is None for k in scene.judged)
+    loud = always(30.0)  # alone it succeeds in every busy period, two of them in none
+    met = Stage(JointModel(frequency=TRUE_TABLE / 6, slots=SLOTS), [joined(1, 1, 12_400, 24_800, loud)], seed=0)
+    assert met.scores(pack_weights([loud])[1]).tolist() == [0.0]
     mixed = beside(5, AC_BE, 100, policy).scenario.stations
     assert [s.policy is None for s in mixed] == [False, False, False, True, True]
 

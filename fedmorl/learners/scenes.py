@@ -1,7 +1,7 @@
 """What a policy is trained on by self-play: imagined channels, and what counts as doing well in one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -91,11 +91,17 @@ def loaded(n: int, load: float, end_slot: int, policy: MLPPolicy) -> Scene:
     return Scene(kind=f"load {load:g}", scenario=scenario, end_slot=end_slot, load=load, judged=tuple(range(n)))
 
 
-def beside(n: int, legacy: Station, end_slot: int, policy: MLPPolicy) -> Scene:
-    """N stations of which half are `legacy`; for odd N the larger half is ours."""
-    ours = (n + 1) // 2
-    scenario = Scenario(stations=[Station(policy=policy)] * ours + [legacy] * (n - ours))
-    return Scene(kind=f"beside {legacy.name}", scenario=scenario, end_slot=end_slot, judged=tuple(range(n)))
+def beside(n: int, legacy: Station, end_slot: int, policy: MLPPolicy, join_slot: int = 0) -> Scene:
+    """N stations of which half are `legacy`, from `join_slot` on; for odd N the larger half is ours.
+
+    Judged is what comes 1e4 slots later, when they have met.
+    """
+    ours, late = (n + 1) // 2, replace(legacy, traffic=Saturated(join_slot))
+    scenario = Scenario(stations=[Station(policy=policy)] * ours + [late] * (n - ours))
+    return Scene(
+        kind=f"beside {legacy.name}", scenario=scenario, window_slot=join_slot + 10_000, end_slot=end_slot,
+        judged=tuple(range(n)),
+    )  # fmt: skip
 
 
 def curriculum(policy: MLPPolicy, rng: np.random.Generator) -> list[Scene]:
@@ -106,7 +112,8 @@ def curriculum(policy: MLPPolicy, rng: np.random.Generator) -> list[Scene]:
     scenes += [joined(n, new, 15_000, 35_000, policy), left(n + new + 2, new, 15_000, 30_000, policy)]
     scenes += [loaded(int(k), load, 50_000, policy) for k, load in ((high, 0.5), (middle, 0.8), (high, 0.8))]
     legacy = ((rng.choice([2, 4]), AC_BE), (rng.choice([6, 10, 14]), AC_BE), (rng.choice([2, 4, 6, 10, 14]), CSMA_ECA))
-    return [*scenes, *(beside(int(k), rule, 30_000, policy) for k, rule in legacy)]
+    scenes += [beside(int(k), rule, 40_000, policy) for k, rule in legacy]
+    return scenes + [beside(int(rng.integers(2, 7)), rule, 50_000, policy, 10_000) for rule in (AC_BE, CSMA_ECA)]
 
 
 class Stage:

@@ -28,6 +28,7 @@ INPUTS = {
 }
 ADAM = (0.9, 0.99)
 CHECKPOINT_EVERY = 10  # generations
+SPREAD = 0.01  # of scores, see `rank_weights`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class SelfPlayConfig:
     """All ours; FedMORL has no self-play."""
 
     hidden: int = 12
-    n_generations: int = 120
+    n_generations: int = 140
     n_candidates: int = 32  # in antithetic pairs
     sigma: tuple[float, float] = (0.3, 0.1)  # of the search distribution, first and last
     learning_rate: tuple[float, float] = (0.25, 0.03)
@@ -202,10 +203,14 @@ def _silent(progress: bool | None) -> bool | None:
 
 
 def rank_weights(scores: np.ndarray) -> np.ndarray:
-    """(candidates, scenes) -> centred ranks from -1/2 to 1/2 in each scene, ties sharing theirs: only order counts."""
+    """(candidates, scenes) -> centred ranks from -1/2 to 1/2 in each scene, ties sharing theirs.
+
+    Only the order counts, but for scenes in which the scores differ by less than `SPREAD` (standard deviation): they
+    count in proportion, so that the last thousandth of one scene is not bought with a tenth of another.
+    """
     lower = (scores[None] < scores[:, None]).sum(1)
     equal = (scores[None] == scores[:, None]).sum(1) - 1
-    return (lower + equal / 2) / (len(scores) - 1) - 0.5
+    return ((lower + equal / 2) / (len(scores) - 1) - 0.5) * np.minimum(scores.std(0) / SPREAD, 1)
 
 
 def network(parameters: np.ndarray, hidden: int) -> LearnedPolicy:
