@@ -25,8 +25,8 @@ from pathlib import Path
 PACKAGE = "fedmorl"
 PACKAGE_DIR = Path(__file__).resolve().parent
 
-# They report on a run or start it, and no number in it depends on them.
-REPORTS_ONLY = frozenset({"fedmorl.closure", "fedmorl.provenance", "fedmorl.rows"})
+# They report on a run or start processes (those of Flower), and no number in it depends on them.
+MOVES_NO_NUMBER = frozenset({"fedmorl.closure", "fedmorl.provenance", "fedmorl.rows", "fedmorl.federated.runtime"})
 
 _INIT_BOOKKEEPING = frozenset({"__all__", "__version__"})
 _LAZY_EXPORTS = frozenset({"__getattr__", "__dir__"})
@@ -201,7 +201,7 @@ class _Walk:
         self._add_one(module)
 
     def _add_one(self, module: str) -> None:
-        if module in self.reached or module in REPORTS_ONLY:
+        if module in self.reached or module in MOVES_NO_NUMBER:
             return
         parsed = self.reached[module] = self.parse(module)
         self.literals.update(parsed.literals)
