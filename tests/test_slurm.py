@@ -123,6 +123,7 @@ def printed(environment: dict[str, str], *command: str) -> str:
 @pytest.fixture
 def fedmorl(toy: Toy, slurm: dict[str, str], tmp_path: Path) -> Iterator[Fedmorl]:
     """Start `fedmorl` in the project, with a configuration of dask-jobqueue; no job outlives the test."""
+    processes = []
 
     def started(*arguments: str, queue: str = "main", prologue: str = "[]") -> subprocess.Popen:
         (tmp_path / "dask").mkdir()
@@ -130,9 +131,13 @@ def fedmorl(toy: Toy, slurm: dict[str, str], tmp_path: Path) -> Iterator[Fedmorl
         command = [sys.executable, "-m", "fedmorl.cli", *arguments]
         pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         environment = {**slurm, "DASK_CONFIG": str(tmp_path / "dask")}
-        return subprocess.Popen(command, cwd=toy.root, env=environment, **pipe)  # type: ignore[call-overload]
+        processes.append(subprocess.Popen(command, cwd=toy.root, env=environment, **pipe))  # type: ignore[call-overload]
+        return processes[-1]
 
     yield started
+    for process in processes:
+        process.kill()
+        process.wait()
     until(lambda: not printed(slurm, "squeue", "--noheader"), "empty queue")
 
 

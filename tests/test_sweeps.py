@@ -373,7 +373,22 @@ def started(toy: Toy, *arguments: str, env: dict[str, str] | None = None) -> sub
     """A sweep as a terminal starts it: a process group of its own."""
     command = [sys.executable, "-m", "fedmorl.cli", "sweep", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=toy.root, env=env, process_group=0, **pipes)  # type: ignore[call-overload]
+    process = subprocess.Popen(command, cwd=toy.root, env=env, process_group=0, **pipes)  # type: ignore[call-overload]
+    STARTED.append(process)
+    return process
+
+
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_outlives_a_test() -> Iterator[None]:
+    """A test that fails leaves no sweep behind."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.communicate()
 
 
 def test_a_sweep_that_is_killed_goes_on_where_it_was(toy: Toy) -> None:
@@ -515,6 +530,7 @@ def test_an_interrupted_sweep_ends_with_130_and_leaves_no_process(toy: Toy, mome
         until(lambda: len(store.under_way()) == 2 and len(marked(mark)) >= 5)  # the sweep, workers, kernels
     else:
         until(lambda: len(marked(mark)) >= 3)
+        time.sleep(0.4)  # the workers import Dask now, where Ctrl-C would show as a traceback of theirs
     end = os.killpg if number == "INT" else os.kill
     end(process.pid, signal.Signals[f"SIG{number}"])
     said = process.communicate(timeout=30)[0]
