@@ -33,7 +33,7 @@ from fedmorl.federated.plan import Plan, refuse_carry
 from fedmorl.federated.records import State
 
 FOLDER_VARIABLE = "FEDMORL_FEDERATION_FOLDER"
-START_S = 120.0  # within which Flower must have started our driver
+START_S = 300.0  # within which Flower must have started our driver; a busy machine takes minutes
 POLL_S = 0.2
 APP = """\
 [project]
@@ -140,6 +140,7 @@ def environment(folder: Path) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_worker_niceness": "0",  # at Ray's 15 a worker starves on a busy machine
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "OMP_NUM_THREADS": "1",
         "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]),
@@ -149,13 +150,13 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def process(name: str, words: Sequence[str], folder: Path) -> Iterator[subprocess.Popen]:
+def process(name: str, words: Sequence[str], folder: Path, **variables: str) -> Iterator[subprocess.Popen]:
     """A process of Flower's with its log at `folder`/NAME.log, ended on leaving, and by the kernel if we are killed."""
     log = folder / f"{name}.log"
     with log.open("ab") as output:
         started = subprocess.Popen(
             [_program(words[0]), *words[1:]],
-            env=environment(folder),
+            env=environment(folder) | variables,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -284,8 +285,8 @@ def _alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def superlink(folder: Path, host: str, port: int, keys: Path | None, *flags: str) -> Iterator[Link]:
-    """A SuperLink that listens; with `keys`, TLS and nothing else is spoken."""
+def superlink(folder: Path, host: str, port: int, keys: Path | None, *flags: str, **variables: str) -> Iterator[Link]:
+    """A SuperLink that listens; with `keys`, TLS and nothing else is spoken. `variables` join its environment."""
     words = ["flower-superlink", "--host", host, "--port", str(port), "--disable-runtime-dependency-installation"]
     tls = ["--insecure"]
     if keys is not None:
@@ -297,7 +298,7 @@ def superlink(folder: Path, host: str, port: int, keys: Path | None, *flags: str
     secured = "insecure = true" if ca is None else f"root-certificates = {json.dumps(str(ca))}"
     here = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{port}"\n{secured}\n'
     (home / "config.toml").write_text(here)
-    with process("superlink", [*words, *tls, *flags], folder) as started:
+    with process("superlink", [*words, *tls, *flags], folder, **variables) as started:
         link = Link(folder=folder, port=port, started=started, ca=ca)
         _wait_for(link)
         yield link
@@ -328,7 +329,9 @@ def simulate(
         folder = Path(name)
         kept = checkpoint if checkpoint is not None else folder / "checkpoint"
         write_order(folder, Order(plan=plan, initial=initial, checkpoint=kept))
-        with superlink(folder, "127.0.0.1", free_port(), None, "--simulation") as link:
+        (folder / "ray_bootstrap_config.yaml").write_text("provider: {type: none}\n")
+        # without that file in its HOME, Ray asks the metadata services of three clouds where it is
+        with superlink(folder, "127.0.0.1", free_port(), None, "--simulation", HOME=name) as link:
             size = f"num-supernodes={len(plan.clients)} client-resources-num-cpus=1 init-args-log-to-driver=false"
             link.submit(plan, "--federation-config", size)
             return link.wait(plan.rounds, kept, progress)
