@@ -329,6 +329,37 @@ def _draw_busy(axis: Axes, step: Mapping[str, Any], n_stations: int) -> None:
             axis.text(middle, i + 0.27, step["after"]["cw"][i], ha="center", va="top", fontsize=7)
 
 
+def who_sends(
+    sendings: "Mapping[str, Sequence[tuple[int, int, int, str]]]", *, n_stations: int, n_slots: int
+) -> Picture:
+    """Who sends when under several rules, to scale: a panel a rule, a row a station, a box a transmission.
+
+    Parameters
+    ----------
+    sendings : mapping
+        Title of the panel -> transmissions (station from 0, first slot, slot after the last, success or collision),
+        as `fedmorl.explore.who_sends` returns them.
+    n_stations : int
+        Rows of each panel.
+    n_slots : int
+        Length of the time axis [slots].
+    """
+    every = -(-n_stations // 10)
+    with rc_context(STYLE):
+        figure, axes = _panels(list(sendings), 1, "time [slots]", "station")
+        figure.set_size_inches(WIDTH, 1 + (0.5 + 0.11 * n_stations) * len(axes))
+        for title, axis in axes.items():
+            for outcome, hatch in (("success", ""), ("collision", "//////")):
+                sent = [sending for sending in sendings[title] if sending[3] == outcome]
+                rows, slots, ends = ([sending[k] for sending in sent] for k in range(3))
+                look: Any = {"color": OUTCOME[outcome], "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+                axis.barh(rows, np.subtract(ends, slots), 0.8, left=slots, label=outcome, **look)
+            axis.set(xlim=(0, n_slots), ylim=(n_stations - 0.4, -0.6))
+            axis.set_yticks(range(every - 1, n_stations, every), [str(k) for k in range(every, n_stations + 1, every)])
+            axis.grid(False, axis="x")
+        return _legend(figure, axes.values())
+
+
 # ------------------------------------------------------------------------- a quantity over two settings
 
 

@@ -81,7 +81,7 @@
     }
 
     fieldset(side, k) {
-      const letter = LETTERS[k], config = this.axes.config;
+      const letter = LETTERS[k], config = this.axes.config, windowed = config.filter(hasWindow);
       const named = config.map((c, i) => [i, c.label]).filter(([, label]) => label);
       const access = config.some((c) => !c.label) ? [...named, [OWN, "own window"]] : named;
       const select = (name, label, pairs, wide, chosen) => {
@@ -91,8 +91,8 @@
       };
       const parts = [
         select("config", "Access", access, true, (v) => { if (v === OWN) this.ownWindow(side); else side.config = +v; }),
-        select("cw_min", "CWmin", unique(config.map((c) => c.cw_min)).map((v) => [v, v]), false, (v) => this.window(side, +v, config[side.config].cw_max)),
-        select("cw_max", "CWmax", unique(config.map((c) => c.cw_max)).map((v) => [v, v]), false, (v) => this.window(side, config[side.config].cw_min, +v)),
+        select("cw_min", "CWmin", unique(windowed.map((c) => c.cw_min)).map((v) => [v, v]), false, (v) => this.window(side, +v, config[side.config].cw_max)),
+        select("cw_max", "CWmax", unique(windowed.map((c) => c.cw_max)).map((v) => [v, v]), false, (v) => this.window(side, config[side.config].cw_min, +v)),
         select("countdown", "Count-down", this.axes.countdown.map((c, i) => [i, c.label]), false, (v) => { side.countdown = +v; }),
         select("load", "Load", this.axes.load.map((name, i) => [i, name]), false, (v) => { side.load = +v; }),
       ];
@@ -117,14 +117,14 @@
 
     // The window asked for, or the nearest one there is: same CWmin first, then the closest CWmax.
     window(side, cwMin, cwMax) {
-      const far = (c) => 1e6 * Math.abs(Math.log2((c.cw_min + 1) / (cwMin + 1))) + Math.abs(Math.log2((c.cw_max + 1) / (cwMax + 1)));
+      const far = (c) => !hasWindow(c) ? Infinity : 1e6 * Math.abs(Math.log2((c.cw_min + 1) / (cwMin + 1))) + Math.abs(Math.log2((c.cw_max + 1) / (cwMax + 1)));
       let best = 0;
       this.axes.config.forEach((c, i) => { if (far(c) < far(this.axes.config[best])) best = i; });
       side.config = best;
     }
 
     ownWindow(side) {
-      const here = this.axes.config[side.config], own = this.axes.config.map((c, i) => ({ ...c, i })).filter((c) => !c.label);
+      const here = [this.axes.config[side.config], ...this.axes.config].find(hasWindow), own = this.axes.config.map((c, i) => ({ ...c, i })).filter((c) => !c.label);
       const far = (c) => Math.abs(Math.log2((c.cw_min + 1) / (here.cw_min + 1))) + Math.abs(Math.log2((c.cw_max + 1) / (here.cw_max + 1)));
       side.config = own.reduce((a, b) => (far(b) < far(a) ? b : a)).i;
     }
@@ -133,19 +133,23 @@
       return this.grid.values.some((metric) => metric[side.config][side.countdown][side.load].some(Boolean));
     }
 
-    // Show what is chosen, and offer only what was computed: a CWmax for this CWmin, a load for this count-down.
+    // Show what is chosen, and offer only what was computed: a CWmax for this CWmin, a load for this count-down. A
+    // learned policy has neither window nor count-down.
     syncSide(k) {
+      const counts = this.axes.countdown.map((_, countdown) => this.axes.load.some((_, load) => this.computed({ ...this.sides[k], countdown, load })));
+      if (!counts[this.sides[k].countdown] && counts.includes(true)) this.sides[k].countdown = counts.indexOf(true);
       const loads = this.axes.load.map((_, load) => this.computed({ ...this.sides[k], load }));
       if (!loads[this.sides[k].load] && loads.includes(true)) this.sides[k].load = loads.indexOf(true);
       const side = this.sides[k], config = this.axes.config[side.config], field = this.area.children[k];
-      const set = (name, value) => { field.querySelector(`[name="${name}-${LETTERS[k]}"]`).value = value; };
+      const set = (name, value, disabled) => Object.assign(field.querySelector(`[name="${name}-${LETTERS[k]}"]`), { value, disabled: !!disabled });
       const wide = new Set(this.axes.config.filter((c) => c.cw_min === config.cw_min).map((c) => String(c.cw_max)));
       for (const option of field.querySelectorAll(`[name="cw_max-${LETTERS[k]}"] option`)) option.disabled = !wide.has(option.value);
+      for (const option of field.querySelectorAll(`[name="countdown-${LETTERS[k]}"] option`)) option.disabled = !counts[+option.value];
       for (const option of field.querySelectorAll(`[name="load-${LETTERS[k]}"] option`)) option.disabled = !loads[+option.value];
       set("config", config.label ? side.config : OWN);
-      set("cw_min", config.cw_min);
-      set("cw_max", config.cw_max);
-      set("countdown", side.countdown);
+      set("cw_min", config.cw_min, !hasWindow(config));
+      set("cw_max", config.cw_max, !hasWindow(config));
+      set("countdown", hasWindow(config) ? side.countdown : null, !hasWindow(config));
       set("load", side.load);
     }
 
@@ -274,7 +278,7 @@
 
     fullName(side) {
       const parts = [this.name(side)];
-      if (this.axes.countdown.length > 1) parts.push(this.axes.countdown[side.countdown].label);
+      if (this.axes.countdown.length > 1 && hasWindow(this.axes.config[side.config])) parts.push(this.axes.countdown[side.countdown].label);
       if (this.axes.load.length > 1) parts.push(this.axes.load[side.load]);
       return parts.join(", ");
     }
@@ -353,6 +357,10 @@
       this.range.value = this.n;
       this.update();
     }
+  }
+
+  function hasWindow(config) {
+    return config.cw_min !== null;
   }
 
   function mark(kind, x, y, r) {

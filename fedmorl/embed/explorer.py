@@ -47,7 +47,8 @@ def explorer_grid(
     frame : DataFrame
         One row a point and metric: config, label, cw_min, cw_max, countdown, load, n_stations, metric, mean,
         half_width (of the 95 % interval). An empty label marks a window without a name of its own, found by
-        its CWmin and CWmax. Points may be missing. Order of first appearance is the order shown.
+        its CWmin and CWmax; NaN there means that stations follow a policy. Points may be missing. Order of first
+        appearance is the order shown.
     bounds : sequence of dict
         Reference curves: `id`, `label`, `metric`, `values` (one a station count in rising order, None where
         there is none); with `load` or `countdown`, drawn only beside curves of that load or count-down.
@@ -176,9 +177,13 @@ def _configs(frame: pd.DataFrame) -> list[dict[str, Any]]:
         name = facts.loc[facts["config"].duplicated(), "config"].iloc[0]
         raise ValueError(f"config {name!r} has more than one label, cw_min or cw_max; give each its own id")
     return [
-        {"id": row.config, "label": row.label, "cw_min": int(row.cw_min), "cw_max": int(row.cw_max)}
+        {"id": row.config, "label": row.label, "cw_min": _window(row.cw_min), "cw_max": _window(row.cw_max)}
         for row in facts.itertuples(index=False)
     ]
+
+
+def _window(value: float) -> int | None:
+    return None if math.isnan(value) else int(value)
 
 
 def _metric(name: str, known: Mapping[str, tuple[str, str, str]]) -> dict[str, str]:

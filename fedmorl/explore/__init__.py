@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from fedmorl.explore.configuration import Configuration, label_of_load
 from fedmorl.explore.grids import grid
+from fedmorl.explore.learned import offered
 from fedmorl.explore.points import METRICS, Estimate, Result, compute
 from fedmorl.explore.predictions import best_fixed_window
+from fedmorl.explore.sendings import captures, who_sends
 
 if TYPE_CHECKING:
     from fedmorl.explore.view import Explorer
@@ -20,9 +22,12 @@ __all__ = [
     "Explorer",
     "Result",
     "best_fixed_window",
+    "captures",
     "compute",
     "grid",
     "label_of_load",
+    "offered",
+    "who_sends",
 ]
 
 

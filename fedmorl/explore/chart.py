@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from fedmorl.embed.timeline import FILL
+
 WIDTH, HEIGHT = 500, 290
 LEFT, RIGHT, TOP, BOTTOM = 46, 16, 12, 42
 
@@ -44,7 +46,9 @@ border-bottom:1px solid var(--jp-border-color2,#ddd)}
 .fm-live small{color:var(--jp-ui-font-color2,#555)}
 .fm-live thead small{display:block;font-weight:400}
 .fm-live td.now{font-size:15px}
-</style>"""
+.fm-live .success{fill:SUCCESS}.fm-live .collision{fill:COLLISION}
+.fm-live .cross{fill:none;stroke:#fff;stroke-width:1.2}
+</style>""".replace("SUCCESS", FILL["success"]).replace("COLLISION", FILL["collision"])
 
 BOUND_DASH = {"optimum": "12 5", "eca": "1 4", "tdma": "12 4 2 4", "offered": "4 4"}
 BOUND_LABEL = {
@@ -93,17 +97,16 @@ def panel(
 
 def legend(curves: Iterable[tuple[str, str]], bounds: Iterable[str], theory: bool) -> str:
     """What each line is; `curves` are (css, label)."""
-    items = [_key(f'<g class="{css}"><path class="curve" d="M1 6H27"/></g>', label) for css, label in curves]
+    items = [key(f'<g class="{css}"><path class="curve" d="M1 6H27"/></g>', label) for css, label in curves]
     if theory:
-        items.append(_key('<g class="now"><path class="theory" d="M1 6H27"/></g>', "fixed point (theory)"))
+        items.append(key('<g class="now"><path class="theory" d="M1 6H27"/></g>', "fixed point (theory)"))
     for name in bounds:
-        items.append(
-            _key(f'<path class="bound" stroke-dasharray="{BOUND_DASH[name]}" d="M1 6H27"/>', BOUND_LABEL[name])
-        )
+        items.append(key(f'<path class="bound" stroke-dasharray="{BOUND_DASH[name]}" d="M1 6H27"/>', BOUND_LABEL[name]))
     return f'<div class="legend">{"".join(items)}</div>'
 
 
-def _key(drawing: str, label: str) -> str:
+def key(drawing: str, label: str) -> str:
+    """One entry of a legend; `drawing` is SVG in a box of 28 by 12."""
     return f'<span><svg viewBox="0 0 28 12" aria-hidden="true">{drawing}</svg>{escape(label)}</span>'
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -32,8 +33,8 @@ DEFAULT_LOADS: Mapping[Countdown, Sequence[float | None]] = {"frozen": (None, 0.
 
 
 def id_of(station: Station) -> str:
-    """`ac_be` for a preset, `cw_15_63` for a window without a name."""
-    return station.name.lower() or f"cw_{station.cw_min}_{station.cw_max}"
+    """`ac_be` for a preset, `cw_15_63` for a window without a name, `learned_at_n_10` for a policy so called."""
+    return re.sub(r"\W+", "_", station.name.lower()).strip("_") or f"cw_{station.cw_min}_{station.cw_max}"
 
 
 def grid(
@@ -55,7 +56,7 @@ def grid(
     n_values : iterable of int
         Station counts.
     stations : sequence of Station
-        How the stations contend; a name makes it one of the explorer's presets.
+        How the stations contend; a name makes it one of the explorer's presets. One with a policy needs a name.
     loads : mapping
         Count-down -> loads (None: saturated) simulated under it.
     n_slots, n_replications, seed, warmup_slots
@@ -69,12 +70,16 @@ def grid(
     -------
     DataFrame
         config, label, cw_min, cw_max, countdown, load, n_stations, metric, mean, half_width, theory; what is
-        undefined (the delay with queueing of saturated stations, say) or has no closed form is NaN.
+        undefined (the delay with queueing of saturated stations, say) or has no closed form is NaN, and so is the
+        window of stations under a policy.
     """
     counts = [int(n) for n in n_values]
     unknown = sorted(set(loads) - set(COUNTDOWNS))
     if unknown:
         raise ValueError(f"loads must be keyed by count-down, {' or '.join(map(repr, COUNTDOWNS))}; got {unknown[0]!r}")
+    nameless = [k for k, station in enumerate(stations) if station.policy is not None and not station.name]
+    if nameless:
+        raise ValueError(f"stations[{nameless[0]}] follows a policy and needs a name, to be told from the others")
     points = [
         (station, Configuration.of(station, countdown, load), n)
         for station in stations
@@ -103,7 +108,8 @@ def grid(
 
 def _rows(station: Station, result: Result) -> Iterable[tuple]:
     c = result.configuration
-    head = (id_of(station), station.name, c.cw_min, c.cw_max, c.countdown, label_of_load(c.load), result.n_stations)
+    low, high = (math.nan, math.nan) if c.policy is not None else (c.cw_min, c.cw_max)
+    head = (id_of(station), station.name, low, high, c.countdown, label_of_load(c.load), result.n_stations)
     return (
         (*head, name, e.mean, e.half_width, result.theory.get(name, math.nan)) for name, e in result.metrics.items()
     )

@@ -11,10 +11,10 @@ def theory(configuration: Configuration, n_stations: int) -> dict[str, float]:
     """What theory predicts for this very configuration, by metric; empty where there is no closed form.
 
     Saturated DCF: the fixed point of the same count-down. Saturated CSMA/ECA: the locked cycle, where it has
-    room for everybody. Poisson load: nothing, though what is offered is a bound.
+    room for everybody. Poisson load: nothing, though what is offered is a bound. A policy: nothing.
     """
     c = configuration
-    if c.load is not None:
+    if c.load is not None or c.policy is not None:
         return {}
     if c.eca_backoff_slots is None:
         found = analytic.bianchi(c.cw_min, c.cw_max, n_stations, c.countdown)

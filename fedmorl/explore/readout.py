@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from html import escape
 
 from fedmorl.dca import PRESETS
+from fedmorl.explore import strip
 from fedmorl.explore.chart import BOUND_LABEL, Curve, legend, panel
 from fedmorl.explore.configuration import Configuration, label_of_load
 from fedmorl.explore.points import METRICS, Estimate, Result
+from fedmorl.explore.sendings import STRIP_SLOTS, Sending
 
 CSS = ("now", "pinned")
 FITTED = ("mean_access_delay_ms", "mean_delay_ms")  # every other metric lies between 0 and 1
@@ -16,8 +18,10 @@ CW_TICKS = (1, 3, 7, 15, 31, 63, 127, 255, 511, 1023)
 
 
 def name_of(configuration: Configuration) -> str:
-    """`AC_BE 31–1023`, or the window alone."""
+    """`AC_BE 31–1023`, or the window alone, or the policy's name."""
     c = configuration
+    if c.policy is not None:
+        return c.name
     key = (c.cw_min, c.cw_max, c.eca_backoff_slots)
     known = [s.name for s in PRESETS.values() if (s.cw_min, s.cw_max, s.eca_backoff_slots) == key]
     eca = f"ECA V={c.eca_backoff_slots} " if c.eca_backoff_slots and not known else ""
@@ -25,8 +29,9 @@ def name_of(configuration: Configuration) -> str:
 
 
 def describe(configuration: Configuration) -> str:
-    """`frozen, saturated`."""
-    return f"{configuration.countdown}, {label_of_load(configuration.load)}"
+    """`frozen, saturated`; under a policy nobody counts down."""
+    load = label_of_load(configuration.load)
+    return load if configuration.policy is not None else f"{configuration.countdown}, {load}"
 
 
 def number(value: float, half_width: float = math.nan) -> str:
@@ -77,7 +82,8 @@ def _row(name: str, shown: Sequence[Result]) -> str:
 def charts(shown: Sequence[Result], metric: str, cuts: Sequence[Sequence[Sequence[tuple[float, Result]]]]) -> str:
     """Two cuts through the same surface: over N with the windows as set, over CWmin with N as set.
 
-    `cuts` holds for each chart, and in it for each configuration, (x, result) with x rising.
+    `cuts` holds for each chart, and in it for each configuration, (x, result) with x rising. A policy has no window:
+    over CWmin it is a level line without a marker.
     """
     now, (over_n, over_cw) = shown[0], cuts
     label, unit, _ = METRICS[metric]
@@ -90,7 +96,7 @@ def charts(shown: Sequence[Result], metric: str, cuts: Sequence[Sequence[Sequenc
         ),
         panel(
             f"{named} over the window, N = {now.n_stations}",
-            _curves(over_cw, metric, [r.configuration.cw_min for r in shown]),
+            _curves(over_cw, metric, [_window(r.configuration) for r in shown]),
             _flat(now, metric), x_label="CWmin", x_ticks=CW_TICKS, y_top=top,
         ),
     ]  # fmt: skip
@@ -103,7 +109,11 @@ def charts(shown: Sequence[Result], metric: str, cuts: Sequence[Sequence[Sequenc
     return f'<div class="panels">{"".join(pictures)}</div>{legend(keys, drawn, metric in now.theory)}'
 
 
-def _curves(cut: Sequence[Sequence[tuple[float, Result]]], metric: str, here: Sequence[float]) -> list[Curve]:
+def _window(configuration: Configuration) -> int | None:
+    return None if configuration.policy is not None else configuration.cw_min
+
+
+def _curves(cut: Sequence[Sequence[tuple[float, Result]]], metric: str, here: Sequence[float | None]) -> list[Curve]:
     curves = [
         Curve(
             css,
@@ -126,6 +136,17 @@ def _bounds(points: Sequence[tuple[float, Result]], metric: str) -> dict[str, li
 def _flat(now: Result, metric: str) -> dict[str, list[tuple[float, float]]]:
     ends = (CW_TICKS[0], CW_TICKS[-1])
     return {name: [(x, b[metric]) for x in ends] for name, b in now.bounds.items() if metric in b}
+
+
+def strips(shown: Sequence[Result], sendings: Sequence[Sequence[Sending]]) -> str:
+    """Who sends when, a strip for the current and one for the pinned configuration."""
+    letters = [""] if len(shown) == 1 else ["B: ", "A: "]
+    drawn = [
+        strip.strip(f"Who sends when. {letter}{name_of(r.configuration)}, N = {r.n_stations}", sent, r.n_stations,
+                    STRIP_SLOTS)
+        for letter, r, sent in zip(letters, shown, sendings, strict=False)
+    ]  # fmt: skip
+    return f'<div class="panels">{"".join(drawn)}</div>{strip.legend()}'
 
 
 def status(text: str, failed: bool = False) -> str:

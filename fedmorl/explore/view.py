@@ -8,7 +8,7 @@ it fill in behind.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,9 @@ from fedmorl.dca import PRESETS
 from fedmorl.explore import readout
 from fedmorl.explore.chart import STYLE
 from fedmorl.explore.configuration import Configuration
+from fedmorl.explore.learned import offered
 from fedmorl.explore.points import METRICS, Result, compute
+from fedmorl.explore.sendings import Sending, who_sends
 
 N_AXIS = (1, 2, 3, 5, 7, 10, 14, 20, 30, 50)
 CW_AXIS = tuple(2**k - 1 for k in range(1, 11))  # 1 to 1023, each one more than twice the last
@@ -47,7 +49,8 @@ class Explorer(widgets.VBox):
     ----------
     n_stations : int, 1 to 50
     preset : str
-        The first configuration: one of ac_be, ac_vo, ac_vi, csma_ca, csma_eca.
+        The first configuration: ac_be, ac_vo, ac_vi, csma_ca, csma_eca, or one of the learned policies whose files
+        are in the project (`fedmorl.explore.learned`).
     n_slots : int
         Slots that each of the five runs of a point measures; one of `HORIZONS`.
     seed : int
@@ -59,8 +62,10 @@ class Explorer(widgets.VBox):
     """
 
     def __init__(self, n_stations: int = 10, preset: str = "ac_be", n_slots: int = 1_000_000, seed: int = 0) -> None:
-        if preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}; got {preset!r}")
+        self.learned = offered()
+        known = [*PRESETS, *self.learned]
+        if preset not in known:
+            raise ValueError(f"preset must be one of {', '.join(map(repr, known))}; got {preset!r}")
         if isinstance(n_stations, bool) or n_stations not in range(1, N_AXIS[-1] + 1):
             raise ValueError(f"n_stations must be an integer from 1 to {N_AXIS[-1]}; got {n_stations!r}")
         if n_slots not in HORIZONS:
@@ -81,9 +86,11 @@ class Explorer(widgets.VBox):
 
     @property
     def configuration(self) -> Configuration:
-        """What the controls say."""
-        eca = PRESETS[self.preset.value].eca_backoff_slots if self.preset.value in PRESETS else None
+        """What the controls say; the first call for a learned policy reads its file."""
         load = None if self.load_kind.value == "saturated" else self.load.value
+        if self.preset.value in self.learned:
+            return Configuration.of(self.learned[self.preset.value].station, load=load)
+        eca = PRESETS[self.preset.value].eca_backoff_slots if self.preset.value in PRESETS else None
         return Configuration(self.cw_min.value, self.cw_max.value, eca, self.countdown.value, load)
 
     @property
@@ -121,7 +128,7 @@ class Explorer(widgets.VBox):
         for c in (self.configuration, self.pinned):
             if c is not None:
                 around += [self._point(c, n) for n in N_AXIS]
-                around += [self._point(at_window(c, cw), self.n_stations.value) for cw in CW_AXIS]
+                around += [self._point(at_window(c, cw), self.n_stations.value) for cw in _axis_of(c)]
         return list(dict.fromkeys([*self._focus(), *around]))
 
     # -- the work -----------------------------------------------------------------------------------------
@@ -147,12 +154,17 @@ class Explorer(widgets.VBox):
             self._rest()
 
     async def _warm_up(self) -> None:
-        """Load or compile the kernels, once; the first move would pay for it."""
+        """Load or compile the kernels, or read a policy, once; the first move would pay for it."""
+        loop = asyncio.get_running_loop()
         if not self._warm:
             self._say("Compiling the simulator; this happens once.")
             self._busy(0, 1)
-            await asyncio.get_running_loop().run_in_executor(self._pool, compile_kernels)
+            await loop.run_in_executor(self._pool, compile_kernels)
             self._warm = True
+        learned = self.learned.get(self.preset.value)
+        if learned and not learned.is_read:
+            self._say("Reading the policy; this happens once.")
+            await loop.run_in_executor(self._pool, lambda: learned.station)
 
     async def _work(self, generation: int) -> None:
         missing = [point for point in self._wanted() if point not in self._kept]
@@ -210,7 +222,11 @@ class Explorer(widgets.VBox):
         """Write the readout and the charts anew, as text; the browser draws."""
         shown = [self._kept[point] for point in self._focus()]
         self._table.value = readout.table(shown, self.generation)
-        self._chart.value = readout.charts(shown, self.metric.value, [list(self._over_n()), list(self._over_cw())])
+        charts = readout.charts(shown, self.metric.value, [list(self._over_n()), list(self._over_cw())])
+        self._chart.value = charts + readout.strips(shown, [self._sendings(point) for point in self._focus()])
+
+    def _sendings(self, point: Point) -> Sequence[Sending]:
+        return who_sends(point.n_stations, point.configuration, seed=self.seed, warmup_slots=WARMUP_SLOTS)
 
     def _over_n(self) -> Iterator[list[tuple[float, Result]]]:
         counts = sorted({*N_AXIS, self.n_stations.value})
@@ -220,7 +236,7 @@ class Explorer(widgets.VBox):
 
     def _over_cw(self) -> Iterator[list[tuple[float, Result]]]:
         for c in filter(None, (self.configuration, self.pinned)):
-            points = {cw: self._point(at_window(c, cw), self.n_stations.value) for cw in CW_AXIS}
+            points = {cw: self._point(at_window(c, cw), self.n_stations.value) for cw in _axis_of(c)}
             yield [(cw, self._kept[point]) for cw, point in points.items() if point in self._kept]
 
     def _say(self, text: str, failed: bool = False) -> None:
@@ -241,12 +257,13 @@ class Explorer(widgets.VBox):
         wide, label = widgets.Layout(width="auto"), {"description_width": "6.5rem"}
         look: dict[str, Any] = {"layout": wide, "style": label}
         sizes: dict[str, Any] = {"options": CW_AXIS, "continuous_update": False, **look}
-        first = PRESETS[preset]
+        first = PRESETS.get(preset, PRESETS["ac_be"])
         self.n_stations = widgets.IntSlider(
             n_stations, 1, N_AXIS[-1], description="Stations N", continuous_update=False, **look
         )
         names = [(f"{s.name} ({s.cw_min}–{s.cw_max})", key) for key, s in PRESETS.items()]
-        self.preset = widgets.Dropdown(options=[*names, (OWN, OWN)], value=preset, description="Access", **look)
+        names += [(learned.label, key) for key, learned in self.learned.items()] + [(OWN, OWN)]
+        self.preset = widgets.Dropdown(options=names, value=preset, description="Access", **look)
         self.cw_min = widgets.SelectionSlider(value=first.cw_min, description="CWmin", **sizes)
         self.cw_max = widgets.SelectionSlider(value=first.cw_max, description="CWmax", **sizes)
         rules = [("frozen (802.11)", "frozen"), ("Bianchi", "bianchi")]
@@ -263,6 +280,7 @@ class Explorer(widgets.VBox):
         self._stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
         self._progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="8rem", height="0.6rem"))
         self._status, self._table, self._chart = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self._allow_windows()
 
     def _rows(self) -> list[widgets.Widget]:
         columns = widgets.Layout(
@@ -290,10 +308,16 @@ class Explorer(widgets.VBox):
         self._stop_button.on_click(self.stop)
 
     def _preset_moved(self, change: dict) -> None:
+        self._allow_windows()
         if change["new"] in PRESETS and not self._syncing:
             station = PRESETS[change["new"]]
             self._set({self.cw_min: station.cw_min, self.cw_max: station.cw_max})
         self._moved()
+
+    def _allow_windows(self) -> None:
+        """A policy has neither a window nor a count-down."""
+        for control in (self.cw_min, self.cw_max, self.countdown):
+            control.disabled = self.preset.value in self.learned
 
     def _window_moved(self, change: dict) -> None:
         """Keep CWmin <= CWmax, and call the window by its preset's name if it has one."""
@@ -323,12 +347,21 @@ class Explorer(widgets.VBox):
 
 
 def at_window(configuration: Configuration, cw_min: int) -> Configuration:
-    """The configuration with another CWmin; a fixed window stays fixed, else CWmax stays, or gives way."""
+    """The configuration with another CWmin; a fixed window stays fixed, else CWmax stays, or gives way; a policy
+    has none."""
+    if configuration.policy is not None:
+        return configuration
     fixed = configuration.cw_min == configuration.cw_max
     return replace(configuration, cw_min=cw_min, cw_max=cw_min if fixed else max(cw_min, configuration.cw_max))
+
+
+def _axis_of(configuration: Configuration) -> tuple[int, ...]:
+    """Windows of the cut; a policy has none and is the same at both ends."""
+    return CW_AXIS if configuration.policy is None else (CW_AXIS[0], CW_AXIS[-1])
 
 
 def compile_kernels() -> None:
     """Run every kernel that the explorer uses for a moment."""
     for load in (None, 0.5):
         compute(2, Configuration(load=load), n_slots=110_000, n_replications=2, warmup_slots=10_000)
+    who_sends(2, Configuration())
