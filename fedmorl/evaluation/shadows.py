@@ -168,7 +168,7 @@ def record_uploads(clients: Sequence[ModelClient], members: np.ndarray, rounds: 
 
     The others are the attacker's shadows: he has the models that the server sent, and trains them as a client would.
     """
-    engine, ids = InProcessBatched(clients), [client.client_id for client in clients]
+    engine, ids = InProcessBatched(clients, stack=len(clients)), [client.client_id for client in clients]
     form = clients[0].state()
     starts, changes = [vector(form)], []
     for round in range(1, rounds + 1):
