@@ -105,15 +105,21 @@ def beside(n: int, legacy: Station, end_slot: int, policy: MLPPolicy, join_slot:
 
 
 def curriculum(policy: MLPPolicy, rng: np.random.Generator) -> list[Scene]:
-    """The scenes of one generation: every kind, the numbers of stations drawn anew."""
-    low, middle, high = rng.integers(3, 7), rng.integers(7, 11), rng.integers(11, 15)
+    """The eight scenes of one generation: some of each kind, drawn anew with their numbers of stations, 2 to 14."""
+    low, middle, high = (int(rng.integers(a, b)) for a, b in ((3, 7), (7, 11), (11, 15)))
     n, new = int(rng.integers(2, 11)), int(rng.integers(1, 4))
-    scenes = [cold(int(k), 30_000, policy, loss) for k, loss in ((2, 0.0), (low, LOSS), (middle, 0.0), (high, 0.0))]
-    scenes += [joined(n, new, 15_000, 35_000, policy), left(n + new + 2, new, 15_000, 30_000, policy)]
-    scenes += [loaded(int(k), load, 50_000, policy) for k, load in ((high, 0.5), (middle, 0.8), (high, 0.8))]
-    legacy = ((rng.choice([2, 4]), AC_BE), (rng.choice([6, 10, 14]), AC_BE), (rng.choice([2, 4, 6, 10, 14]), CSMA_ECA))
-    scenes += [beside(int(k), rule, 40_000, policy) for k, rule in legacy]
-    return scenes + [beside(int(rng.integers(2, 7)), rule, 50_000, policy, 10_000) for rule in (AC_BE, CSMA_ECA)]
+    rule, other = (AC_BE, CSMA_ECA) if rng.random() < 0.5 else (CSMA_ECA, AC_BE)
+    few, many = int(rng.choice([2, 4])), int(rng.choice([6, 10, 14]))
+    return [
+        cold(2, 30_000, policy) if rng.random() < 0.5 else cold(low, 30_000, policy, LOSS),
+        cold(middle if rng.random() < 0.5 else high, 30_000, policy),
+        joined(n, new, 15_000, 35_000, policy) if rng.random() < 0.5 else left(n + 4, new, 15_000, 30_000, policy),
+        loaded(high, 0.5, 50_000, policy) if rng.random() < 0.5 else loaded(middle, 0.8, 50_000, policy),
+        loaded(high, 0.8, 50_000, policy),
+        beside(few, rule, 40_000, policy),
+        beside(many, other, 40_000, policy),
+        beside(int(rng.integers(2, 7)), AC_BE if rng.random() < 0.5 else CSMA_ECA, 50_000, policy, 10_000),
+    ]
 
 
 class Stage:

@@ -5,6 +5,7 @@ The simulator is not called: all that the copies hear comes from `fedmorl.world_
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class SelfPlayConfig:
     """All ours; FedMORL has no self-play."""
 
     hidden: int = 12
-    n_generations: int = 140
+    n_generations: int = 160
     n_candidates: int = 32  # in antithetic pairs
     sigma: tuple[float, float] = (0.3, 0.1)  # of the search distribution, first and last
     learning_rate: tuple[float, float] = (0.25, 0.03)
@@ -69,6 +70,7 @@ class Search:
     history: np.ndarray  # (n_generations, 2): mean and best score of the candidates; NaN where it has not come yet
     root: int  # seed of every generation's scenes and candidates
     generation: int = 0
+    cpu_s: float = 0.0  # what it took so far
 
     def save(self, path: Path, identity: dict[str, Any]) -> None:
         """Write it whole or not at all, with what it belongs to."""
@@ -78,6 +80,7 @@ class Search:
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {name: getattr(self, name) for name in ("mean", "m", "v", "history")}
         whole = {"identity": json.dumps(identity), "root": str(self.root), "generation": str(self.generation)}
+        whole["cpu_s"] = str(self.cpu_s)
         try:
             save_file(arrays, temporary, metadata=whole)
             os.replace(temporary, path)
@@ -99,7 +102,8 @@ class Search:
         if found != json.loads(json.dumps(identity)):
             differs = next(name for name in identity if found.get(name) != json.loads(json.dumps(identity[name])))
             raise ValueError(f"{path} is the checkpoint of a search with another {differs}; give it another name")
-        return cls(**arrays, root=int(about["root"]), generation=int(about["generation"]))
+        numbers = {"root": int(about["root"]), "generation": int(about["generation"]), "cpu_s": float(about["cpu_s"])}
+        return cls(**arrays, **numbers)
 
 
 class SelfPlay:
@@ -160,7 +164,9 @@ class SelfPlay:
         n = self.config.n_generations
         with tqdm(total=n, initial=search.generation, desc="self-play", disable=_silent(progress)) as bar:
             while search.generation < n:
+                began = time.process_time()
                 scores = self.generation(model, search).mean(1)
+                search.cpu_s += time.process_time() - began
                 if path and (search.generation % CHECKPOINT_EVERY == 0 or search.generation == n):
                     search.save(path, identity)
                 bar.update(1)
