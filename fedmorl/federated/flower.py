@@ -222,18 +222,19 @@ def _update_of(reply: Message, client_id: int) -> ClientUpdate:
     content = _content(reply)
     try:
         facts, stats = dict(content["facts"]), dict(content["stats"])
-        update = ClientUpdate(
-            client_id=facts["client-id"],
+        if facts["client-id"] != client_id:
+            raise _Failure("error", f"it answered under the id {facts['client-id']}")
+        return ClientUpdate(
+            client_id=client_id,
             round=facts["round"],
             n=facts["n"],
             state=state_of(content["state"]),
             stats={name: float(value) for name, value in stats.items()},
         )
+    except _Failure:
+        raise
     except Exception as error:  # whatever came over the wire, the round goes on
         raise _Failure("error", f"its answer is no update ({type(error).__name__}: {error})") from None
-    if update.client_id != client_id:
-        raise _Failure("error", f"it answered under the id {update.client_id}")
-    return update
 
 
 def _greeting_of(reply: Message) -> Greeted:

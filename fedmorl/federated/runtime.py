@@ -35,6 +35,7 @@ from fedmorl.federated.records import State
 FOLDER_VARIABLE = "FEDMORL_FEDERATION_FOLDER"
 START_S = 300.0  # within which Flower must have started our driver; a busy machine takes minutes
 POLL_S = 0.2
+ANY = ("0.0.0.0", "localhost")  # where whoever listens is reached at 127.0.0.1
 APP = """\
 [project]
 name = "federation"
@@ -219,7 +220,7 @@ class Link:
     """A running SuperLink as its own machine reaches it."""
 
     folder: Path
-    port: int
+    address: str  # HOST:PORT
     started: subprocess.Popen
     ca: Path | None  # None: no TLS
 
@@ -296,10 +297,11 @@ def superlink(folder: Path, host: str, port: int, keys: Path | None, *flags: str
     home = folder / "flower"
     home.mkdir(parents=True, exist_ok=True)
     secured = "insecure = true" if ca is None else f"root-certificates = {json.dumps(str(ca))}"
-    here = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{port}"\n{secured}\n'
+    address = f"{'127.0.0.1' if host in ANY else host}:{port}"
+    here = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{address}"\n{secured}\n'
     (home / "config.toml").write_text(here)
     with process("superlink", [*words, *tls, *flags], folder, **variables) as started:
-        link = Link(folder=folder, port=port, started=started, ca=ca)
+        link = Link(folder=folder, address=address, started=started, ca=ca)
         _wait_for(link)
         yield link
 
@@ -312,7 +314,7 @@ def _wait_for(link: Link) -> None:
         if link.started.poll() is not None:
             break
         with contextlib.suppress(urllib.error.URLError, OSError):
-            urllib.request.urlopen(f"{scheme}://127.0.0.1:{link.port}/health", timeout=5, context=context).close()
+            urllib.request.urlopen(f"{scheme}://{link.address}/health", timeout=5, context=context).close()
             return
         time.sleep(POLL_S)
     raise FlowerError(f"the SuperLink did not start:\n{tail(link.log)}")
