@@ -1,6 +1,7 @@
 """The timeline player and the rendered explorer in headless Chromium, from a local server and from files."""
 
 import json
+import math
 import shutil
 import statistics
 import threading
@@ -47,6 +48,7 @@ def _trace(scenario: Scenario) -> pd.DataFrame:
 def _grid() -> dict:
     """Values that tell their own place: configuration, count-down, load, N and metric each add a digit."""
     configs = [("vo", "AC_VO", 7, 15), ("be", "AC_BE", 31, 1023), ("eca", "CSMA/ECA", 31, 1023), ("w", "", 7, 63)]
+    configs.append(("plan", "plan (learned at N = 10)", math.nan, math.nan))
     rows = [
         (*config, countdown, load, n, metric, 10 * m + i + j / 10 + k / 100 + n / 1e4, 0.0002 + n / 1e5)
         for i, config in enumerate(configs)
@@ -56,6 +58,7 @@ def _grid() -> dict:
         for m, metric in enumerate(("throughput_ratio", "collision_rate", "mean_access_delay_ms"))
         if not (config[0] == "be" and n == 8)  # a point that nobody computed
         if (config[0], countdown, load) != ("w", "bianchi", "Poisson")  # nor this whole curve
+        if (config[0], countdown) != ("plan", "bianchi")  # a policy does not count down
     ]
     names = "config label cw_min cw_max countdown load n_stations metric mean half_width".split()
     bound = {"id": "optimum", "label": "p-persistent optimum", "metric": "throughput_ratio", "values": [0.9] * 7}
@@ -336,6 +339,22 @@ def test_a_load_that_nobody_computed_is_not_offered_and_gives_way(visit):
     assert page.locator("select[name=load-A] option:not([disabled])").all_text_contents() == ["saturated"]
     page.locator("select[name=countdown-A]").select_option(label="frozen (802.11)")
     assert page.locator("select[name=load-A] option:not([disabled])").count() == 2
+
+
+def test_a_learned_policy_is_listed_and_its_windows_and_count_down_rest(visit):
+    grid, page = _grid(), visit()
+    page.locator("select[name=countdown-A]").select_option(label="Bianchi")
+    page.locator("select[name=config-A]").select_option(label="plan (learned at N = 10)")
+    resting = [page.locator(f"select[name={name}-A]") for name in ("cw_min", "cw_max", "countdown")]
+    assert all(select.is_disabled() and select.input_value() == "" for select in resting)
+    assert _readout(page, "A", "collision_rate") == _expected(grid, 4, 0, 0, 10, 1)
+    assert page.locator(".fm-legend").text_content().startswith("A · plan (learned at N = 10), saturatedB")
+    page.locator("select[name=load-A]").select_option(label="Poisson")
+    assert _readout(page, "A", "collision_rate") == _expected(grid, 4, 0, 1, 10, 1)
+    page.locator("select[name=config-A]").select_option(label="own window")
+    assert page.locator("td[data-series=A]").first.get_attribute("data-config") == "w"
+    assert [select.input_value() for select in resting] == ["7", "63", "0"]
+    assert not any(select.is_disabled() for select in resting)
 
 
 def test_configurations_are_added_and_removed_by_keyboard(visit):

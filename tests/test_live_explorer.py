@@ -13,7 +13,12 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from fedmorl.dca import MLPPolicy
+from fedmorl.explore.learned import FILES
+from fedmorl.policies import save_policies
 
 pytestmark = pytest.mark.browser
 
@@ -42,10 +47,16 @@ STOPWATCH = """() => {
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Iterator[str]:
-    """JupyterLab on a free port, with its own settings and a copy of the notebook; ended by its own process id."""
+    """JupyterLab on a free port, with its own settings, in a project of the notebook and one learned policy.
+
+    It is ended by its own process id.
+    """
     pytest.importorskip("jupyterlab", reason="JupyterLab is not installed; it is in the extra `live`")
     home, work = tmp_path_factory.mktemp("jupyter"), tmp_path_factory.mktemp("work")
     shutil.copy(NOTEBOOK, work)
+    (work / "_toc.yml").touch()
+    lottery = MLPPolicy([(np.zeros((7, 2)), np.array([4.0, 0.0]))])  # sends with probability 0.018
+    save_policies(work / FILES["plan"][1], [lottery])
     quiet = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
     quiet.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}))
@@ -145,6 +156,20 @@ def test_a_pinned_configuration_is_drawn_beside_the_current_one(page):
     page.locator(".fm-live thead", has_text="B CSMA_ECA").wait_for()
     assert page.locator(".fm-live g.pinned rect.dot").count() == 2
     assert page.locator(".fm-live g.now circle.dot").count() == 2
+
+
+def test_a_learned_policy_is_drawn_with_who_sends_when(page):
+    access = page.locator(".fm-live select").first
+    offered = access.locator("option").all_text_contents()
+    assert FILES["plan"][0] in offered and FILES["roll"][0] not in offered
+    access.select_option(label=FILES["plan"][0])
+    page.locator(".fm-live thead", has_text=f"B {FILES['plan'][0]}").wait_for()
+    assert "Who sends when. B: plan" in page.locator(".fm-live .strip").first.text_content()
+    assert page.locator(".fm-live .strip").count() == 2  # the pinned configuration has its own
+    assert page.locator(".fm-live .strip svg").first.get_attribute("aria-label").count("packets of") == 1
+    assert (
+        handle(page, 1).get_attribute("aria-disabled") == "true" or page.locator(".noUi-target[disabled]").count() == 2
+    )
 
 
 def test_the_browser_heard_of_no_failure(page):

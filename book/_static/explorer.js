@@ -156,7 +156,7 @@
     // --- reading the grid
 
     point(metric, side, n) {
-      return this.grid.values[metric][side.config][side.countdown][side.load][n];
+      return this.grid.values[metric][side.config][side.countdown][side.load][n] ?? null; // a curve without points is empty
     }
 
     bounds() {

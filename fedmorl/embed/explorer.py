@@ -62,7 +62,8 @@ def explorer_grid(
     -------
     dict
         `axes` (n, config, countdown, load), `metrics`, `values[metric][config][countdown][load][n]` = [mean,
-        half-width] or None, rounded to the second digit of the half-width; `bounds`, `provenance`.
+        half-width] or None, rounded to the second digit of the half-width, the list over n being empty where it has
+        no point; `bounds`, `provenance`.
     """
     _check_frame(frame)
     n = sorted(int(value) for value in frame["n_stations"].unique())
@@ -197,7 +198,8 @@ def _values(frame: pd.DataFrame, order: Mapping[str, list[str]], n: list[int]) -
 
     def nested(*chosen: Any) -> list[Any]:
         if len(chosen) == len(KEYS) - 1:
-            return [points.get((*chosen, k)) for k in n]
+            curve = [points.get((*chosen, k)) for k in n]
+            return curve if any(curve) else []
         return [nested(*chosen, name) for name in order[KEYS[len(chosen)]]]
 
     return nested()

@@ -45,7 +45,7 @@ border-bottom:1px solid var(--jp-border-color2,#ddd)}
 .fm-live .scroll{overflow-x:auto}
 .fm-live small{color:var(--jp-ui-font-color2,#555)}
 .fm-live thead small{display:block;font-weight:400}
-.fm-live td.now{font-size:15px}
+.fm-live td.now{font-size:15px}.fm-live .strip small{font-size:12px}
 .fm-live .success{fill:SUCCESS}.fm-live .collision{fill:COLLISION}
 .fm-live .cross{fill:none;stroke:#fff;stroke-width:1.2}
 </style>""".replace("SUCCESS", FILL["success"]).replace("COLLISION", FILL["collision"])

@@ -33,15 +33,16 @@ def who_sends(
     """Every transmission in `n_slots` slots after the warm-up, in order of time.
 
     These are the first measured slots of the first run of `compute` with the same `seed` and `warmup_slots`. A
-    transmission that goes on after the last slot is cut there; one that began in the warm-up is left out.
+    transmission that is under way at either end is cut there.
     """
     scenario = configuration.scenario(n_stations)
-    run = simulate(scenario, warmup_slots + n_slots, seed, warmup_slots, trace=True)
+    longest = max(scenario.tx_slots, scenario.failure_slots)  # the trace tells of a transmission when it is over
+    run = simulate(scenario, warmup_slots + n_slots + longest, seed, warmup_slots, trace=True)
     rows = () if run.trace is None else run.trace.rows[["station", "slot", "end_slot", "event"]].tolist()
     return tuple(
-        Sending(station, slot - warmup_slots, min(end_slot - warmup_slots, n_slots), EVENT_NAMES[event])
+        Sending(station, max(slot - warmup_slots, 0), min(end_slot - warmup_slots, n_slots), EVENT_NAMES[event])
         for station, slot, end_slot, event in rows
-        if EVENT_NAMES[event] != "draw" and slot >= warmup_slots
+        if EVENT_NAMES[event] != "draw" and slot < warmup_slots + n_slots
     )
 
 
