@@ -92,7 +92,7 @@ def write_order(folder: Path, order: Order) -> None:
 def read_order(folder: Path) -> Order:
     """The order in a folder; a mark there says that somebody has begun with it."""
     told = json.loads((folder / "order.json").read_text())
-    (folder / "started").write_text(str(os.getpid()))
+    checkpoints.write_whole(folder / "started", str(os.getpid()).encode())  # somebody waits to read it
     return Order(
         plan=Plan.of_plain(told["plan"]),
         checkpoint=Path(told["checkpoint"]),
