@@ -19,11 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dask
 import pytest
 from conftest import Toy
 
 from fedmorl import identity, rows
-from fedmorl.batch import tables
+from fedmorl.batch import engine, tables
 from fedmorl.batch.grid import Sweep, read_sweep
 from fedmorl.batch.store import Ledger, Store
 from fedmorl.batch.sweep import Options, Summary, plan, run
@@ -338,6 +339,18 @@ def test_what_always_dies_is_reported_after_its_retries_and_all_others_complete(
     assert all(by_seed[seed] == ["ok"] for seed in (0, 5, 6, 7, 8, 9, 10, 11))
 
 
+def test_a_worker_that_dies_while_it_starts_comes_back(toy: Toy) -> None:
+    from distributed.core import Status
+
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"}), engine.connect(toy.root, 1) as client:
+        (nanny,) = client.cluster.workers.values()
+        nanny.status = Status.starting  # it has not heard yet that its worker is up
+        os.kill(nanny.pid, signal.SIGKILL)
+        until(lambda: not client.cluster.workers)
+        engine.restore(client)
+        client.wait_for_workers(1, timeout=60)
+
+
 def test_fail_fast_stops_at_the_first_failure(toy: Toy) -> None:
     toy.experiment("trial", EMIT)
     toy.sweep("trial", "seeds: " + str([4, *range(100, 160)]))
@@ -522,6 +535,7 @@ def test_an_interrupted_sweep_ends_with_130_and_leaves_no_process(toy: Toy, mome
     """A terminal sends Ctrl-C to every process of a command, `kill` and a batch system SIGTERM to one."""
     toy.experiment("trial", "import time; time.sleep(60)", EMIT)
     toy.sweep("trial", "seeds: 2")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would inherit "ignore it"
     mark = f"FEDMORL_MARK={toy.root}"
     process = started(toy, "trial", "--workers", "2", env={**os.environ, "FEDMORL_MARK": str(toy.root)})
     assert process.stdout and process.stdout.readline() == "2 runs: 2 to run, 0 finished before\n"

@@ -105,6 +105,15 @@ def _embedded(root: Path, workers: int) -> Any:
     )
 
 
+def restore(client: "Client") -> None:
+    """Start what an embedded cluster has lost for good; Dask does not restart a worker that dies while it starts."""
+    from distributed import LocalCluster
+
+    cluster = client.cluster
+    if isinstance(cluster, LocalCluster):
+        cluster.scale(len(cluster.worker_spec))
+
+
 # --- Slurm ---------------------------------------------------------------------------------------------------
 
 

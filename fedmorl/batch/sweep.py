@@ -269,13 +269,14 @@ class _Master:
 
     @contextlib.contextmanager
     def _watched(self, bar: Any) -> Iterator[None]:
-        """Say so when the last worker has left: the sweep waits for another one, and a person should know."""
+        """Bring back workers that were lost; say so when none is left, for then the sweep waits for another one."""
         over = threading.Event()
 
         def watch() -> None:
             looks = 0  # in a row, without a worker: one that died is back sooner
             while not over.wait(LOOK_S):
                 try:
+                    engine.restore(self.client)
                     looks = 0 if self.client.scheduler_info(n_workers=-1)["workers"] else looks + 1
                 except Exception:  # the scheduler has gone, and the sweep ends
                     return
