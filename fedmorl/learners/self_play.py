@@ -102,8 +102,8 @@ class Search:
         if found != json.loads(json.dumps(identity)):
             differs = next(name for name in identity if found.get(name) != json.loads(json.dumps(identity[name])))
             raise ValueError(f"{path} is the checkpoint of a search with another {differs}; give it another name")
-        numbers = {"root": int(about["root"]), "generation": int(about["generation"]), "cpu_s": float(about["cpu_s"])}
-        return cls(**arrays, **numbers)
+        generation, cpu_s = int(about["generation"]), float(about["cpu_s"])
+        return cls(**arrays, root=int(about["root"]), generation=generation, cpu_s=cpu_s)
 
 
 class SelfPlay:
