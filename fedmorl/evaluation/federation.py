@@ -37,7 +37,7 @@ from fedmorl.policies import LearnedPolicy
 from fedmorl.world_models import TransitionModel
 from fedmorl.world_models.transition import tensors, transition_loss
 
-MODEL_RATES = FitConfig(local_steps=50, batch_size=128, lr=3e-3, lr_final=1.5e-4, lr_rounds=20)  # ours
+MODEL_RATES = FitConfig(local_steps=50, batch_size=64, lr=3e-3, lr_final=1.5e-4, lr_rounds=20)  # ours
 POLICY_RATES = FitConfig(local_steps=25, batch_size=128, lr=1e-2, lr_final=1e-3, lr_rounds=10)  # ours
 
 
