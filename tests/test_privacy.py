@@ -8,7 +8,7 @@ from fedmorl.dca.logs import OUTCOMES
 from fedmorl.evaluation.privacy import (
     ProtectedEngine,
     RidgeAttack,
-    _left_out_error,
+    _left_out_errors,
     agreement,
     as_arrays,
     auc,
@@ -70,7 +70,20 @@ def test_the_left_out_error_is_that_of_fits_without_the_row():
         design = np.column_stack([np.ones(11), x[kept]])  # the mean is free of the penalty
         weights = np.linalg.solve(design.T @ design + penalty * np.diag([0, 1, 1, 1, 1, 1]), design.T @ y[kept])
         errors.append((y[k] - np.array([1, *x[k]]) @ weights) ** 2)
-    assert _left_out_error(u, np.maximum(squares, 0), y, penalty) == pytest.approx(np.mean(errors), rel=1e-9)
+    np.testing.assert_allclose(_left_out_errors(u, np.maximum(squares, 0), y, penalty), np.mean(errors, 0), rtol=1e-9)
+
+
+def test_the_attack_leaves_numbers_unscaled_where_noise_is_as_large_in_each():
+    """One number of variance 1 holds the secret, 300 of variance .01 nothing; noise of variance .01 on all.
+
+    Unscaled, the best is R2 = 1 / 1.01; made equally large, 300 numbers of noise drown it.
+    """
+    rng = np.random.default_rng(4)
+    secrets = rng.standard_normal((300, 1))
+    seen = 0.1 * rng.standard_normal((300, 301))
+    seen[:, :1] += secrets
+    attack = RidgeAttack.fit(seen[:200], secrets[:200])
+    assert r_squared(secrets[200:], attack.predict(seen[200:]), attack.prior) > 0.9
 
 
 def test_averaging_over_m_like_clients_leaves_one_part_in_m():
@@ -205,6 +218,16 @@ def test_an_uploaded_policy_reads_as_its_owner_acts(population):
     uploads = record_uploads(participants.clients, np.arange(12), 1, fit)
     read = read_policies(participants, uploads.starts[0] + uploads.changes[0], population.logs)
     assert total_variation(counted_policies(population.logs), read, visits(population.logs)) < 0.1
+
+
+def test_asking_for_nats_moves_no_participant(population):
+    """A federation starts where its clients' networks stand, so measuring must happen on another copy."""
+    for shared in ("model", "policy"):
+        participants = Participants.of(shared, population.logs, (8,), 0)
+        start = vector(participants.clients[0].state())
+        participants.nats(start + 1.0, population.logs[0])
+        read_policies(participants, (start + 1.0)[None], population.logs[:1]) if shared == "policy" else None
+        np.testing.assert_array_equal(vector(participants.clients[0].state()), start)
 
 
 def test_nats_are_the_models_own_and_sum_to_its_mean(population):

@@ -26,14 +26,14 @@ NOISE = 7  # the purpose of the mechanism's stream
 class RidgeAttack:
     """Ridge regression from what an attacker sees to a secret, learned on shadow clients whose secrets he knows.
 
-    y = mean(y) + B' (x - mean(x)) / sd(x), with B = argmin |Y - X B|^2 + lambda |B|^2 and lambda by the leave-one-out
-    error of the shadows, summed over the D numbers in units of their variance. The mean of the shadows' secrets,
-    `prior`, is the best guess of who sees nothing.
+    y = mean(y) + B' D^-1 (x - mean(x)) with B = argmin |Y - X B|^2 + lambda |B|^2. D holds the standard deviations of
+    x, or ones, which serve better where noise is as large in each number; that and lambda, one for each number of the
+    secret, are chosen by the leave-one-out error of the shadows. The mean of their secrets, `prior`, is the best guess
+    of who sees nothing.
     """
 
     prior: np.ndarray  # (D,)
     centre: np.ndarray  # (P,)
-    scale: np.ndarray  # (P,)
     weights: np.ndarray  # (P, D)
 
     @classmethod
@@ -42,29 +42,36 @@ class RidgeAttack:
         seen, secrets = _matrix("seen", seen), _matrix("secrets", secrets)
         if len(seen) != len(secrets) or len(seen) < 3:
             raise ValueError(
-                f"seen and secrets must have equally many rows, at least 3; got {len(seen)}, {len(secrets)}"
+                f"seen and secrets must have equally many rows, at least 3; got {len(seen)} and {len(secrets)}"
             )
-        centre, scale, prior = seen.mean(0), seen.std(0), secrets.mean(0)
-        scale = np.where(scale > 0, scale, 1.0)
-        x, y = (seen - centre) / scale, secrets - prior
-        squares, u = np.linalg.eigh(x @ x.T)  # S is far below P, and one decomposition serves every penalty
-        squares = np.maximum(squares, 0.0)
-        unit = np.where(y.std(0) > 0, y.std(0), 1.0)
-        penalties = np.array(PENALTIES) * max(float(squares.mean()), np.finfo(float).tiny)
-        best = min(penalties, key=lambda penalty: _left_out_error(u, squares, y / unit, penalty))
-        return cls(prior, centre, scale, x.T @ (u @ ((u.T @ y) / (squares + best)[:, None])))
+        centre, spread, prior = seen.mean(0), seen.std(0), secrets.mean(0)
+        scales = (np.where(spread > 0, spread, 1.0), np.ones_like(spread))
+        fits = [_ridge((seen - centre) / scale, secrets - prior) for scale in scales]
+        best = np.argmin([errors for _, errors in fits], axis=0)  # (D,)
+        weights = np.stack([weights / scale[:, None] for (weights, _), scale in zip(fits, scales, strict=True)])
+        return cls(prior, centre, weights[best, :, np.arange(len(best))].T)
 
     def predict(self, seen: np.ndarray) -> np.ndarray:
         """(V, P) -> (V, D)."""
-        return self.prior + (_matrix("seen", seen) - self.centre) / self.scale @ self.weights
+        return self.prior + (_matrix("seen", seen) - self.centre) @ self.weights
 
 
-def _left_out_error(u: np.ndarray, squares: np.ndarray, y: np.ndarray, penalty: float) -> float:
-    """Mean squared error of each row predicted by the others, in closed form."""
+def _ridge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (P, D) and leave-one-out errors (D,) of centred x (S, P) and y (S, D), at the best penalty for each."""
+    squares, u = np.linalg.eigh(x @ x.T)  # S is far below P, and one decomposition serves every penalty
+    squares = np.maximum(squares, 0.0)
+    penalties = np.array(PENALTIES) * max(float(squares.mean()), np.finfo(float).tiny)
+    errors = np.stack([_left_out_errors(u, squares, y, penalty) for penalty in penalties])  # (L, D)
+    best = penalties[errors.argmin(0)]
+    return x.T @ (u @ ((u.T @ y) / (squares[:, None] + best))), errors.min(0)
+
+
+def _left_out_errors(u: np.ndarray, squares: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
+    """(D,) mean squared errors of each row predicted by the others, in closed form."""
     shrink = squares / (squares + penalty)
     leverage = 1 / len(u) + (u**2 * shrink).sum(1)  # the mean is learned too
     residual = y - u @ (shrink[:, None] * (u.T @ y))
-    return float(((residual / np.maximum(1 - leverage, 1e-6)[:, None]) ** 2).mean())
+    return ((residual / np.maximum(1 - leverage, 1e-6)[:, None]) ** 2).mean(0)
 
 
 def mean_of_groups(uploads: np.ndarray, groups: np.ndarray) -> np.ndarray:

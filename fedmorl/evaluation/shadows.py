@@ -3,6 +3,7 @@
 K clients, each station 0 of a channel of its own among source stations (CSMA/CA 7-1023); R rounds, P parameters.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -117,8 +118,8 @@ class Participants:
 
     shared: Shared
     clients: tuple[ModelClient, ...]
-    model: TransitionModel | None
-    network: nn.Sequential
+    model: TransitionModel | None  # a copy to ask, which no client trains from; None where policies are shared
+    network: nn.Sequential  # its network, or a policy's
 
     @classmethod
     def of(cls, shared: Shared, logs: Sequence[Transitions], hidden: tuple[int, ...], seed: int) -> "Participants":
@@ -126,14 +127,15 @@ class Participants:
         rng = np.random.default_rng(seed)
         if shared == "model":
             model = TransitionModel(TransitionConfig(hidden=hidden), rng=rng)
-            return cls(shared, tuple(model.clients(logs)), model, model.network)
+            probe = copy.deepcopy(model)
+            return cls(shared, tuple(model.clients(logs)), probe, probe.network)
         network = mlp((len(OBSERVATION), *hidden, 2), torch_generator(rng))
         columns = [
             [torch.from_numpy(np.array(log.observations)), torch.from_numpy(log.actions.astype(np.int64))]
             for log in map(flat, logs)
         ]
         clients = [ModelClient(k, network, cloning_loss, own) for k, own in enumerate(columns)]
-        return cls(shared, tuple(clients), None, network)
+        return cls(shared, tuple(clients), None, copy.deepcopy(network))
 
     def nats(self, parameters: np.ndarray, log: Transitions) -> np.ndarray:
         """What each transition costs the network with these parameters: (P,) -> (B,).
