@@ -37,13 +37,14 @@ class SelfPlayConfig:
     """All ours; FedMORL has no self-play."""
 
     hidden: int = 12
-    n_generations: int = 160
+    n_generations: int = 280
+    n_annealing: int = 160  # generations over which the two below fall along a cosine; then they stay
     n_candidates: int = 32  # in antithetic pairs
     sigma: tuple[float, float] = (0.3, 0.1)  # of the search distribution, first and last
     learning_rate: tuple[float, float] = (0.25, 0.03)
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "n_generations"):
+        for name in ("hidden", "n_generations", "n_annealing"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1; got {getattr(self, name)}")
         if self.n_candidates < 2 or self.n_candidates % 2:
@@ -55,8 +56,8 @@ class SelfPlayConfig:
         return (len(INPUTS) + 2) * self.hidden + 1
 
     def between(self, ends: tuple[float, float], generation: int) -> float:
-        """Along a cosine from the first to the last generation."""
-        share = generation / max(self.n_generations - 1, 1)
+        """Along a cosine from the first generation to the end of the annealing."""
+        share = min(generation / max(self.n_annealing - 1, 1), 1.0)
         return ends[1] + (ends[0] - ends[1]) * (1 + np.cos(np.pi * share)) / 2
 
 
