@@ -160,16 +160,15 @@ def test_a_pinned_configuration_is_drawn_beside_the_current_one(page):
 
 def test_a_learned_policy_is_drawn_with_who_sends_when(page):
     access = page.locator(".fm-live select").first
-    offered = access.locator("option").all_text_contents()
-    assert FILES["plan"][0] in offered and FILES["roll"][0] not in offered
+    offered = [" ".join(label.split()) for label in access.locator("option").all_text_contents()]
+    assert FILES["plan"][0] in offered
     access.select_option(label=FILES["plan"][0])
     page.locator(".fm-live thead", has_text=f"B {FILES['plan'][0]}").wait_for()
     assert "Who sends when. B: plan" in page.locator(".fm-live .strip").first.text_content()
     assert page.locator(".fm-live .strip").count() == 2  # the pinned configuration has its own
     assert page.locator(".fm-live .strip svg").first.get_attribute("aria-label").count("packets of") == 1
-    assert (
-        handle(page, 1).get_attribute("aria-disabled") == "true" or page.locator(".noUi-target[disabled]").count() == 2
-    )
+    sliders = page.locator(".fm-live .noUi-target")
+    assert [sliders.nth(k).get_attribute("disabled") for k in range(3)] == [None, "true", "true"]  # N, CWmin, CWmax
 
 
 def test_the_browser_heard_of_no_failure(page):

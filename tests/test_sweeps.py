@@ -401,7 +401,10 @@ def nothing_outlives_a_test() -> Iterator[None]:
     while STARTED:
         process = STARTED.pop()
         process.kill()
-        process.communicate()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
 
 
 def test_a_sweep_that_is_killed_goes_on_where_it_was(toy: Toy) -> None:

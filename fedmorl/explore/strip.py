@@ -16,7 +16,11 @@ def strip(title: str, sendings: Sequence[Sending], n_stations: int, n_slots: int
         """(left, top, width) of each box; a sliver of the gap between two is left free."""
         wide = (WIDTH - LEFT - RIGHT) / n_slots
         return [
-            (LEFT + s.slot * wide, TOP + (s.station + 0.5) * pitch - high / 2, (s.end_slot - s.slot) * wide - 0.5)
+            (
+                LEFT + s.slot * wide,
+                TOP + (s.station + 0.5) * pitch - high / 2,
+                max((s.end_slot - s.slot) * wide - 0.5, 0.2),
+            )
             for s in sendings
             if s.outcome == outcome
         ]
@@ -41,7 +45,7 @@ def _rows(n_stations: int, pitch: float) -> Iterable[str]:
     every = next(step for step in (1, 2, 5, 10, 20, 50, 100) if step * pitch >= 13)
     for i in range(n_stations):
         y = TOP + (i + 0.5) * pitch
-        if i == 0 or (i + 1) % every == 0:
+        if (i + 1) % every == 0:
             yield f'<path class="rule" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
             yield f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{i + 1}</text>'
 
