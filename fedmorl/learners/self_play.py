@@ -37,7 +37,7 @@ class SelfPlayConfig:
     """All ours; FedMORL has no self-play."""
 
     hidden: int = 12
-    n_generations: int = 280
+    n_generations: int = 400
     n_annealing: int = 160  # generations over which the two below fall along a cosine; then they stay
     n_candidates: int = 32  # in antithetic pairs
     sigma: tuple[float, float] = (0.3, 0.1)  # of the search distribution, first and last
