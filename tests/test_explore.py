@@ -415,16 +415,13 @@ def test_a_failure_is_said_where_the_reader_looks(live, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (
-            {"preset": "ac_bk"},
-            "preset must be one of 'ac_vo', 'ac_vi', 'ac_be', 'csma_ca', 'csma_eca', "
-            "'plan', 'plan_capture_free', 'roll'; got 'ac_bk'",
-        ),
+        ({"preset": "ac_bk"}, "preset must be one of 'ac_vo', 'ac_vi', 'ac_be', 'csma_ca', 'csma_eca'; got 'ac_bk'"),
         ({"n_stations": 51}, "n_stations must be an integer from 1 to 50; got 51"),
         ({"n_slots": 5}, "n_slots must be one of 200000, 1000000, 10000000, 100000000; got 5"),
     ],
 )
-def test_the_explorer_refuses_bad_arguments_in_one_sentence(arguments, sentence):
+def test_the_explorer_refuses_bad_arguments_in_one_sentence(arguments, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # outside of the project, whose learned policies would be named too
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         Explorer(**arguments)
 
