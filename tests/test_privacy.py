@@ -251,6 +251,15 @@ def test_a_learned_policy_is_the_closed_form_of_its_owners_behaviour(population)
     assert (np.abs(shift) <= 3 + 1e-6).all() and np.abs(shift).max() > 0.1
 
 
+def test_a_learned_policy_of_a_log_without_a_transmission_stays_a_policy(population):
+    participants = Participants.of("model", population.logs[:1], (8,), 0)
+    log = population.logs[0]
+    silent = log.take(np.flatnonzero((log.actions == 0) & (log.observations[:, 4] < 0.5)))
+    assert participants.model is not None
+    learned = learned_policies(participants.model, [silent])
+    assert ((learned > 0) & (learned < 1)).all()
+
+
 def test_a_balanced_log_holds_each_cell_equally_often(population):
     log = population.logs[1]
     even = balanced(log, np.random.default_rng(0))

@@ -226,7 +226,8 @@ def learned_policies(model: TransitionModel, logs: Sequence[Transitions], beta: 
         here[:, OBSERVATION.index("previous_action")] = PREVIOUS_ACTIONS
         here[:, OBSERVATION.index("d2lt")] = log.observations[:, OBSERVATION.index("d2lt")].mean()
         advantage = interpolate(q[:, 1] - q[:, 0], here)
-        found.append(closed_form(behaviour.probability(here), weights(advantage, beta)))
+        least = 0.5 / len(log)  # a log in which nobody ever sends says that it is rare, not that it is impossible
+        found.append(closed_form(behaviour.probability(here).clip(least, 1 - least), weights(advantage, beta)))
     return np.stack(found)
 
 
