@@ -182,7 +182,7 @@ def test_an_interrupted_search_ends_on_the_same_bits(model, tmp_path, monkeypatc
         patch.setattr(SelfPlay, "generation", stops_at_the_fourth)
         SelfPlay(config).search(model, rng=np.random.default_rng(1), checkpoint=path, progress=False)
     resumed = SelfPlay(config).search(model, rng=np.random.default_rng(1), checkpoint=path, progress=False)
-    assert np.array_equal(whole.mean, resumed.mean) and np.array_equal(whole.history, resumed.history)
+    assert np.array_equal(whole.average, resumed.average) and np.array_equal(whole.history, resumed.history)
     with pytest.raises(ValueError, match="another root"):
         SelfPlay(config).search(model, rng=np.random.default_rng(2), checkpoint=path)
     with pytest.raises(ValueError, match="another model"):
@@ -190,6 +190,20 @@ def test_an_interrupted_search_ends_on_the_same_bits(model, tmp_path, monkeypatc
     path.write_bytes(b"torn")
     with pytest.raises(ValueError, match="is not a checkpoint of self-play"):
         SelfPlay(config).search(model, rng=np.random.default_rng(1), checkpoint=path)
+
+
+def test_the_policy_is_the_average_of_the_last_means(model):
+    config = SelfPlayConfig(n_generations=5, n_candidates=2, averaged=0.6)
+    learner, rng = SelfPlay(config), np.random.default_rng(1)
+    search = learner._begin(rng)
+    means = []
+    for _ in range(5):
+        learner.generation(model, search)
+        means.append(search.mean.copy())
+    assert np.allclose(search.average, np.mean(means[2:], axis=0), atol=1e-12, rtol=0)
+    assert SelfPlayConfig(n_generations=400).n_averaged == 50 and SelfPlayConfig(n_generations=2).n_averaged == 1
+    with pytest.raises(ValueError, match="averaged must be a share"):
+        SelfPlayConfig(averaged=0)
 
 
 def test_recovery_is_the_end_of_the_first_good_window():
