@@ -86,6 +86,20 @@ def test_the_attack_leaves_numbers_unscaled_where_noise_is_as_large_in_each():
     assert r_squared(secrets[200:], attack.predict(seen[200:]), attack.prior) > 0.9
 
 
+def test_a_number_that_varies_by_rounding_alone_among_shadows_is_not_blown_up():
+    """Three numbers: one holds the secret, one larger noise, one varies by 1e-10 and in a victim by .03.
+
+    That is what a dead unit looks like that comes alive. Best is R2 = 1 / 1.01.
+    """
+    rng = np.random.default_rng(5)
+    secrets = rng.standard_normal((150, 1))
+    seen = rng.standard_normal((150, 3)) * [0.005, 1.0, 1e-10]
+    seen[:, :1] += 0.05 * secrets
+    seen[120, 2] = 0.03
+    attack = RidgeAttack.fit(seen[:100], secrets[:100])
+    assert r_squared(secrets[100:], attack.predict(seen[100:]), attack.prior) == pytest.approx(1 / 1.01, abs=0.02)
+
+
 def test_averaging_over_m_like_clients_leaves_one_part_in_m():
     """Of uploads that are the secrets themselves the mean of m explains 1/m of one; 1,000 groups, 4 standard errors."""
     rng = np.random.default_rng(2)

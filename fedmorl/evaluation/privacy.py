@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 from fedmorl.federated import ClientUpdate, Engine, FitConfig, RoundResult, State
 
 PENALTIES = tuple(np.geomspace(1e-4, 1e4, 25))  # of the ridge, in units of the mean eigenvalue of X X'
+FLOOR = 0.01  # of the root mean square of the deviations: what hardly varies among shadows is not blown up to match
 NOISE = 7  # the purpose of the mechanism's stream
 
 
@@ -27,8 +28,9 @@ class RidgeAttack:
     """Ridge regression from what an attacker sees to a secret, learned on shadow clients whose secrets he knows.
 
     y = mean(y) + B' D^-1 (x - mean(x)) with B = argmin |Y - X B|^2 + lambda |B|^2. D holds the standard deviations of
-    x, or ones, which serve better where noise is as large in each number; that and lambda, one for each number of the
-    secret, are chosen by the leave-one-out error of the shadows. The mean of their secrets, `prior`, is the best guess
+    x, none below a hundredth of their root mean square, or ones, which serve better where noise is as large in each
+    number; that and lambda, one for each number of the secret, are chosen by the leave-one-out error of the shadows,
+    who must therefore be different clients. The mean of their secrets, `prior`, is the best guess
     of who sees nothing.
     """
 
@@ -45,7 +47,8 @@ class RidgeAttack:
                 f"seen and secrets must have equally many rows, at least 3; got {len(seen)} and {len(secrets)}"
             )
         centre, spread, prior = seen.mean(0), seen.std(0), secrets.mean(0)
-        scales = (np.where(spread > 0, spread, 1.0), np.ones_like(spread))
+        floor = FLOOR * float(np.sqrt((spread**2).mean()))
+        scales = (np.maximum(spread, floor) if floor > 0 else np.ones_like(spread), np.ones_like(spread))
         fits = [_ridge((seen - centre) / scale, secrets - prior) for scale in scales]
         best = np.argmin([errors for _, errors in fits], axis=0)  # (D,)
         weights = np.stack([weights / scale[:, None] for (weights, _), scale in zip(fits, scales, strict=True)])
