@@ -11,6 +11,7 @@ from fedmorl.evaluation import trials
 from fedmorl.learners import self_play
 from fedmorl.learners.scenes import Stage, beside, cold, curriculum, joined, least_delay_slots, left, loaded
 from fedmorl.learners.self_play import INPUTS, SelfPlay, SelfPlayConfig, network, rank_weights
+from fedmorl.learners.self_play_choice import long_scores, overall
 from fedmorl.world_models.joint import JointModel, others_sending
 
 IDLE, SUCCESS, COLLISION, ACK = range(4)
@@ -204,6 +205,18 @@ def test_the_policy_is_the_average_of_the_last_means(model):
     assert SelfPlayConfig(n_generations=400).n_averaged == 50 and SelfPlayConfig(n_generations=2).n_averaged == 1
     with pytest.raises(ValueError, match="averaged must be a share"):
         SelfPlayConfig(averaged=0)
+
+
+def test_long_scenes_tell_a_policy_that_shares_from_one_that_does_not(model):
+    shy, bold = always(-4.0), always(30.0)  # about every fiftieth idle slot, or every one
+    scores = long_scores(model, [shy, bold, shy], seed=0, end_slot=40_000)
+    assert scores.shape == (3, 28) and np.array_equal(scores[0], scores[2])  # the same random numbers for all
+    assert overall(scores)[0] > overall(scores)[1]
+    lost = np.full((1, 4), 0.9)
+    lost[0, 2] = 0.0
+    assert overall(lost)[0] == pytest.approx((0.9**3 * 1e-3) ** 0.25)
+    with pytest.raises(ValueError, match="at least one policy"):
+        long_scores(model, [], seed=0)
 
 
 def test_recovery_is_the_end_of_the_first_good_window():
