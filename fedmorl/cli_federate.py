@@ -85,6 +85,11 @@ def command(options: argparse.Namespace) -> int:
         return options.federate(options)
     except (FederationStopped, FlowerError, ValueError) as error:
         raise RunError(str(error)) from None
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("cryptography", "flwr"):
+            raise
+        extra = "pip install -c constraints.txt -e '.[federated]'"
+        raise RunError(f"`federate` needs {error.name} for this, an extra: {extra}") from None
 
 
 def _run(options: argparse.Namespace) -> int:

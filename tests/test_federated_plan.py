@@ -152,6 +152,13 @@ def test_without_the_extra_flower_says_what_to_install():
         federate(flower_clients.models(2), "flower")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("cryptography") is not None, reason="the extra `federated` is installed")
+def test_without_the_extra_the_maker_of_keys_says_what_to_install(tmp_path, capsys):
+    assert main(["federate", "keys", str(tmp_path / "keys"), "--clients", "1"]) != 0
+    assert "needs cryptography for this, an extra: pip install" in capsys.readouterr().err
+    assert not (tmp_path / "keys").exists()
+
+
 # --- orders and outcomes ---------------------------------------------------------------------------------
 
 
