@@ -349,6 +349,7 @@ def test_a_worker_that_dies_while_it_starts_comes_back(toy: Toy) -> None:
         until(lambda: not client.cluster.workers)
         engine.restore(client)
         client.wait_for_workers(1, timeout=60)
+        assert len(client.scheduler_info(n_workers=-1)["workers"]) == 1
 
 
 def test_fail_fast_stops_at_the_first_failure(toy: Toy) -> None:

@@ -30,8 +30,7 @@ class RidgeAttack:
     y = mean(y) + B' D^-1 (x - mean(x)) with B = argmin |Y - X B|^2 + lambda |B|^2. D holds the standard deviations of
     x, none below a hundredth of their root mean square, or ones, which serve better where noise is as large in each
     number; that and lambda, one for each number of the secret, are chosen by the leave-one-out error of the shadows,
-    who must therefore be different clients. The mean of their secrets, `prior`, is the best guess
-    of who sees nothing.
+    who must therefore be different clients. The mean of their secrets, `prior`, is the best guess of who sees nothing.
     """
 
     prior: np.ndarray  # (D,)
