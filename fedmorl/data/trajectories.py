@@ -217,10 +217,12 @@ def _stretched(log: Trajectories, name: str, length: int) -> np.ndarray:
 
 def _read_only(name: str, value: Any, dtype: str | None = None) -> np.ndarray:
     """`value` in its dtype, C order and little-endian, as a view that cannot be written."""
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:  # numpy's word for rows of unequal length
+        raise DatasetError(f"{name} must have equally many steps and numbers for each agent and episode") from None
     if array.dtype.kind not in "biuf":
-        why = "; do all agents have equally many steps and numbers?" if array.dtype.kind == "O" else ""
-        raise DatasetError(f"{name} must hold numbers; got dtype {array.dtype}{why}")
+        raise DatasetError(f"{name} must hold numbers; got dtype {array.dtype}")
     wanted = np.dtype(dtype) if dtype else array.dtype.newbyteorder("<")
     if wanted.kind in "iu" and array.dtype.kind in "iub":
         if array.size and not np.iinfo(wanted).min <= array.min() <= array.max() <= np.iinfo(wanted).max:
