@@ -1,0 +1,83 @@
+"""The floor of a warehouse, which never changes, and all its shortest ways, computed once a map.
+
+A robot's pose is a cell and a direction; forward and a turn cost one step each. An empty robot passes under shelves; a
+loaded one keeps to the highways, but may start from a storage cell and end on one.
+
+Letters: C cells, numbered row by row; 4 directions: up, down, left, right.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import shortest_path
+
+from fedmorl.tasks.rware import make_warehouse
+
+STEPS = ((0, -1), (0, 1), (-1, 0), (1, 0))  # (x, y) of a step up, down, left, right
+AFTER_LEFT, AFTER_RIGHT = (2, 3, 1, 0), (3, 2, 0, 1)  # the direction after a turn
+TURNS = ((0, 2, 1, 1), (2, 0, 1, 1), (1, 1, 0, 2), (1, 1, 2, 0))  # turns from one direction to another [steps]
+OUTSIDE = -1
+UNREACHABLE = np.iinfo(np.int16).max
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A map with its shortest ways; all robots know it, as it is the same in every episode."""
+
+    width: int
+    storage: np.ndarray  # (C,) bool: shelves may stand here
+    deliveries: tuple[int, ...]  # cells
+    ahead: list[list[int]]  # [cell][direction] -> cell or OUTSIDE
+    view: np.ndarray  # (C, 9): the cells of a robot's view, row by row, or OUTSIDE
+    empty: np.ndarray  # (C, C, 4) int16: steps of an empty robot to [goal] from [cell, direction]
+    loaded: np.ndarray  # (C, C, 4) int16: the same of a loaded one; standing shelves are walls
+
+
+@lru_cache(maxsize=4)
+def floor_of(size: str) -> Floor:
+    """The floor of "tiny" or "small"; read from the package, whatever the number of robots."""
+    warehouse = make_warehouse(f"{size}-2ag")
+    (height, width), goals = warehouse.grid_size, warehouse.goals
+    y, x = np.divmod(np.arange(height * width), width)
+    storage = warehouse.highways.ravel() == 0
+    ahead = np.stack([_cell(x + dx, y + dy, width, height) for dx, dy in STEPS], 1)  # (C, 4)
+    view = np.stack([_cell(x + dx, y + dy, width, height) for dy in (-1, 0, 1) for dx in (-1, 0, 1)], 1)
+    return Floor(
+        width=width,
+        storage=storage,
+        deliveries=tuple(gy * width + gx for gx, gy in goals),
+        ahead=ahead.tolist(),
+        view=view,
+        empty=_steps_to_cells(ahead, np.zeros_like(storage)),
+        loaded=_steps_to_cells(ahead, storage),
+    )
+
+
+def _cell(x: np.ndarray, y: np.ndarray, width: int, height: int) -> np.ndarray:
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    return np.where(inside, y * width + x, OUTSIDE)
+
+
+def _steps_to_cells(ahead: np.ndarray, walls: np.ndarray) -> np.ndarray:
+    """(C, C, 4): steps to [goal] from [cell, direction], entering no wall but the goal itself."""
+    n_cells = len(ahead)
+    between = _steps_between_poses(ahead, walls)  # (4C, 4C), from, to
+    steps = between.reshape(4 * n_cells, n_cells, 4).min(2).T  # (C, 4C), to, from
+    for goal in np.flatnonzero(walls):
+        cells, directions = np.nonzero((ahead == goal) & ~walls[:, None])
+        entries = 4 * cells + directions
+        steps[goal] = np.minimum(steps[goal], between[:, entries].min(1) + 1)
+    return np.minimum(steps, UNREACHABLE).astype(np.int16).reshape(n_cells, n_cells, 4)
+
+
+def _steps_between_poses(ahead: np.ndarray, walls: np.ndarray) -> np.ndarray:
+    """(4C, 4C) float: steps from pose to pose, 4 * cell + direction; a wall may be left but not entered."""
+    pose = np.arange(ahead.size).reshape(ahead.shape)  # (C, 4)
+    open_ahead = (ahead >= 0) & ~walls[ahead]
+    moves = (pose[open_ahead], (4 * ahead + np.arange(4))[open_ahead])
+    turns = [(pose.ravel(), pose[:, list(after)].ravel()) for after in (AFTER_LEFT, AFTER_RIGHT)]
+    sources, targets = (np.concatenate(part) for part in zip(moves, *turns, strict=True))
+    graph = csr_array((np.ones(len(sources)), (sources, targets)), shape=(ahead.size, ahead.size))
+    return shortest_path(graph, unweighted=True)
