@@ -221,13 +221,18 @@ class MADS4Policy:
                 found.append(torch.stack(turns, -1).cpu().numpy())
         return np.concatenate(found)
 
+    def log_probabilities(self, batch: Batch, order: Tensor) -> Tensor:
+        """log pi of every action [nats] by convolution, (B, L, n, A), differentiable; position k is agent order[b, k]."""
+        turns = self._in_turn(batch, order, None)
+        return torch.stack([functional.log_softmax(logits, -1) for logits, _ in turns], 2)
+
     def _in_turn(
         self, batch: Batch, order: Tensor, generator: torch.Generator | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits (B, L, A) and logged actions (B, L) of the agent at each position, the messages handed on."""
         actor, (b, length) = self.actor, batch.mask.shape
         kernels, message = actor.kernels(length), actor.silence(b, length)
-        observations = self._standard(batch.observations)
+        observations = self.standardised(batch.observations)
         rows = torch.arange(b, device=batch.mask.device)
         for agent in order.to(rows.device).T:
             inputs = Inputs(
@@ -303,7 +308,7 @@ class MADS4Policy:
     ) -> tuple[np.ndarray, Tensor, list[S4State]]:
         device = _of(self.actor)
         inputs = Inputs(
-            observation=self._standard(torch.from_numpy(observation).to(device)),
+            observation=self.standardised(torch.from_numpy(observation).to(device)),
             agent=functional.one_hot(torch.from_numpy(agent).to(device), self.actor.n_agents).float(),
             previous_action=memory.previous_actions[:, k],
             return_to_go=memory.returns_to_go,
@@ -313,7 +318,8 @@ class MADS4Policy:
             logits, message, state = self.actor.step(inputs, memory.states[k])
         return logits.double().cpu().numpy(), message, state
 
-    def _standard(self, observations: Tensor) -> Tensor:
+    def standardised(self, observations: Tensor) -> Tensor:
+        """Observations (..., O) as the actor wants them."""
         mean, sd = self.actor.get_buffer("observation_mean"), self.actor.get_buffer("observation_sd")
         return (observations - mean) / sd
 
