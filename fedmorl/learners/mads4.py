@@ -222,7 +222,7 @@ class MADS4Policy:
         return np.concatenate(found)
 
     def log_probabilities(self, batch: Batch, order: Tensor) -> Tensor:
-        """log pi of every action [nats] by convolution, (B, L, n, A), differentiable; position k is agent order[b, k]."""
+        """log pi of every action [nats] by convolution, (B, L, n, A); position k is agent order[b, k]."""
         turns = self._in_turn(batch, order, None)
         return torch.stack([functional.log_softmax(logits, -1) for logits, _ in turns], 2)
 
