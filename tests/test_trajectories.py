@@ -82,7 +82,7 @@ def test_the_hash_sees_arrays_and_meaning_but_not_the_packing(tmp_path):
         (lambda log: changed(log, "episode_seeds", 1, 0), "an episode is there twice"),
         (lambda log: {"rewards": log.rewards[:, :-1]}, "rewards must have shape (4, 6)"),
         (lambda log: {"actions": [[[0, 1], [2]]]}, "actions must have equally many steps"),
-        (lambda log: {"available": np.zeros((4, 7, 2, 5), bool)}, "is not available at step 0, episode 0"),
+        (lambda log: {"available": np.zeros((4, 7, 2, 5), bool)}, "at step 0 of episode 0 is not available"),
         (lambda log: changed(log, "behaviour_ids", 0, 1), "indices into the 1 behaviours"),
     ],
 )

@@ -68,14 +68,16 @@ class MADS4:
     Notes
     -----
     Departs from source: one update for all agents together, after the loop over agents (Algorithm 1 updates inside
-    it, which would break eq. (6)'s gradient); cross-entropy where line 9 prints a sum that rises with it.
+    it, which would break eq. (6)'s gradient); cross-entropy where line 9 prints a sum that rises with it; layer norm
+    for the paper's batch norm, which normalises each agent's turn by that turn's own mean in training and by a mean
+    of all agents' in play: where agents differ the two are far apart.
     """
 
     H: int = 96
     N: int = 96
     n_blocks: int = 3
     kind: str = "nplr"
-    norm: str = "batch"
+    norm: str = "layer"
     residual: bool = True
     dropout: float = 0.1
     share: str = "latent"
@@ -234,6 +236,7 @@ class MADS4Policy:
         kernels, message = actor.kernels(length), actor.silence(b, length)
         observations = self.standardised(batch.observations)
         rows = torch.arange(b, device=batch.mask.device)
+        padded = None if bool(batch.mask.all()) else batch.mask
         for agent in order.to(rows.device).T:
             inputs = Inputs(
                 observation=observations[rows, :, agent],
@@ -242,7 +245,7 @@ class MADS4Policy:
                 return_to_go=batch.returns_to_go,
                 message=message,
             )
-            logits, told = actor(inputs, batch.mask, kernels, generator)
+            logits, told = actor(inputs, padded, kernels, generator)
             actions = batch.actions[rows, :, agent]
             if batch.available is not None:
                 logits = logits.masked_fill(~batch.available[rows, :, agent], -1e9)
@@ -257,6 +260,8 @@ class MADS4Policy:
     def start(self, batch: int, rng: np.random.Generator) -> Memory:
         """The memory before the first step: nothing seen, and the target return still to come."""
         actor, n = self.actor, self.actor.n_agents
+        if not np.isfinite(self.target):
+            raise ValueError(f"target must be a finite return; got {self.target}")
         if self._recurrence is None:
             with torch.no_grad(), one_thread():
                 self._recurrence = actor.blocks.recurrence()

@@ -66,7 +66,7 @@ class MADS4Actor(nn.Module):
         N: int = 96,
         n_blocks: int = 3,
         kind: str = "nplr",
-        norm: str = "batch",
+        norm: str = "layer",
         residual: bool = True,
         dropout: float = 0.1,
         length: int = 500,
