@@ -26,7 +26,7 @@ def load_or_collect(
 
     Of two processes that ask at once, one collects and the other waits and reads.
     """
-    folder = folder or project_root(Path.cwd()) / "_build" / "data" / "rware"
+    folder = folder or (project_root(Path.cwd()) or Path.cwd()) / "_build" / "data" / "rware"
     folder.mkdir(parents=True, exist_ok=True)
     code = short_hash("".join(module_hash(f"fedmorl.tasks.{name}") for name in MADE_BY))
     path = folder / f"{task}_{grade}_{n_episodes}x{episode_limit}_seed{seed}_{code}.h5"
