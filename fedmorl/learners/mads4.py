@@ -113,6 +113,14 @@ class MADS4:
             generator=generator, **{name: getattr(self, name) for name in own},
         )  # fmt: skip
 
+    def untrained(self, dataset: Trajectories, generator: torch.Generator) -> "MADS4Policy":
+        """The policy that `fit` begins with: of `dataset` it knows how large observations and returns are, no more."""
+        actor = self.actor(dataset, generator).to(_device(self.device)).eval()
+        scale, target = return_scale(dataset), target_return(dataset, self.target_gain)
+        policy = MADS4Policy(actor, self, scale=scale, target=target)
+        policy.standardise(dataset)
+        return policy
+
     def fit(self, dataset: Trajectories, *, rng: np.random.Generator, progress: bool = False) -> "MADS4Policy":
         """Train on all of `dataset`; the policy of the last update.
 
@@ -126,14 +134,12 @@ class MADS4:
                 f"context_steps must be from 1 to {dataset.actions.shape[1]}, the longest trajectory in the data; "
                 f"got {self.context_steps}"
             )
-        generator, device = torch_generator(rng), _device(self.device)
-        scale, batch = return_scale(dataset), to_batch(dataset, return_scale(dataset))
-        actor = self.actor(dataset, generator).to(device)
-        policy = MADS4Policy(actor, self, scale=scale, target=target_return(dataset, self.target_gain))
-        policy.standardise(dataset)
+        generator = torch_generator(rng)
+        policy = self.untrained(dataset, generator)
+        batch = stretches(to_batch(dataset, policy.scale), self.context_steps)
         with one_thread():
-            policy.history = list(self._train(policy, stretches(batch, self.context_steps), generator, progress))
-        actor.eval()
+            policy.history = list(self._train(policy, batch, generator, progress))
+        policy.actor.eval()
         return policy
 
     def _train(
