@@ -22,6 +22,7 @@ from fedmorl.nn.mlp import torch_generator
 from fedmorl.nn.transformer import DecisionTransformer, KVCache, Window
 
 INFERENCE = ("window", "cache")
+KIND = "decision transformer"  # what a file says that it holds
 BETAS = (0.9, 0.95)  # of AdamW; GPT-3's, as MADT's
 
 Extra = Callable[["Windows", Tensor, Tensor], Tensor]  # (windows, logits, features) -> what is added to the loss
@@ -210,7 +211,7 @@ class MADTPolicy:
                 f"an episode must end after {transformer.n_steps} steps, the data's time limit; it goes on"
             )
         with torch.inference_mode():
-            seen = self.network.view(torch.from_numpy(np.asarray(observations, np.float32))).flatten(0, 1)
+            seen = self.network.view(torch.tensor(observations, dtype=torch.float32)).flatten(0, 1)
             asked = memory.return_to_go.repeat_interleave(n, 0)
             advance: Any = transformer.recompute if isinstance(memory.past, Window) else transformer.step
             logits, past = advance(asked, seen, memory.previous_actions, memory.past)
@@ -224,13 +225,14 @@ class MADTPolicy:
 
     def save(self, path: Path | str, provenance: Mapping[str, Any] | None = None) -> None:
         """Write weights, configuration and target to one safetensors file, whole or not at all."""
-        own = {"learner": asdict(self.config), "sizes": self.network.sizes, "sees": self.network.sees}
+        own = {"kind": KIND, "learner": asdict(self.config), "sizes": self.network.sizes, "sees": self.network.sees}
         save_module(path, self.network, own | {"scale": self.scale, "target": self.target}, provenance or {})
 
     @classmethod
     def load(cls, path: Path | str) -> "MADTPolicy":
         """The policy that `save` wrote; ValueError, one sentence, if the file holds none or one of another size."""
-        kept = read_config(path)
+        if (kept := read_config(path)).get("kind") != KIND:
+            raise ValueError(f"{path} does not hold a {KIND}")
         config = MADT(**kept["learner"])
         network = TeamTransformer(config, kept["sizes"], kept["sees"], torch.Generator())
         load_into_module(path, network)

@@ -22,6 +22,7 @@ from fedmorl.nn.gru import GRUNetwork
 from fedmorl.nn.mlp import mlp, torch_generator
 
 FORMS = ("mlp", "gru")
+KIND = "cloned team"  # what a file says that it holds
 LR_END = 0.05  # share of the learning rate at which its cosine ends
 
 
@@ -45,7 +46,7 @@ class TeamCloning:
     form: str = "mlp"
     hidden: tuple[int, ...] = (256, 256)
     width: int = 64
-    previous_action: bool = False
+    previous_action: bool = True
     epochs: int = 20
     batch_size: int = 128
     batch_episodes: int = 4
@@ -199,7 +200,7 @@ class TeamCloningPolicy:
         """Joint actions (B, N) for observations (B, N, O), and the memory after them."""
         previous, state = memory
         with torch.inference_mode():
-            seen = torch.from_numpy(np.asarray(observations, np.float32))
+            seen = torch.tensor(observations, dtype=torch.float32)
             logits, state = self.network(seen[:, None], previous[:, None], state)
         actions = joint_actions(logits[:, 0], self.config.act, rng, available)
         return actions, (torch.from_numpy(actions), state)
@@ -210,12 +211,14 @@ class TeamCloningPolicy:
 
     def save(self, path: Path | str, provenance: Mapping[str, Any] | None = None) -> None:
         """Write weights and configuration to one safetensors file, whole or not at all."""
-        save_module(path, self.network, {"learner": asdict(self.config), "sizes": self.network.sizes}, provenance or {})
+        own = {"kind": KIND, "learner": asdict(self.config), "sizes": self.network.sizes}
+        save_module(path, self.network, own, provenance or {})
 
     @classmethod
     def load(cls, path: Path | str) -> "TeamCloningPolicy":
         """The policy that `save` wrote; ValueError, one sentence, if the file holds none or one of another size."""
-        kept = read_config(path)
+        if (kept := read_config(path)).get("kind") != KIND:
+            raise ValueError(f"{path} does not hold a {KIND}")
         config = TeamCloning(**kept["learner"] | {"hidden": tuple(kept["learner"]["hidden"])})
         network = ClonedTeam(config, **kept["sizes"], generator=torch.Generator())
         load_into_module(path, network)
