@@ -1,6 +1,6 @@
 """Measure the package beside its peers, in one run and by CPU time; rows go to results/benchmarks.csv.
 
-    make bench                                        everything, about seven minutes
+    make bench                                        everything, about eight minutes
     python benchmarks/run.py --only kernels           one group
     python benchmarks/run.py --ns3-python PATH        with ns-3, from an interpreter that has the `ns3` package
 
@@ -27,6 +27,7 @@ import batch
 import federated
 import numpy as np
 import python_peer
+import sequence
 
 from fedmorl.dca import AC_BE, AC_VI, AC_VO, CSMA_CA, BatchedEnv, DCAParallelEnv, MLPPolicy, Scenario, Station, simulate
 from fedmorl.dca.analytic import bianchi
@@ -224,6 +225,7 @@ GROUPS = {
     "start-up": start_up,
     "batch": sweeps,
     "federated": federated.federated,
+    "sequence": sequence.sequence,
 }
 
 
