@@ -21,7 +21,7 @@ VARIANTS = [
     {"share": "none"},
     {"delayed": True},
     {"order": "shuffle"},
-    {"norm": "batch", "residual": False},
+    {"norm": "layer", "residual": False},
     {"kind": "s4d-lin"},
     {"context_steps": 3},
 ]

@@ -269,10 +269,21 @@ def test_the_masked_norm_is_the_norm_of_what_was_played():
     for _ in range(3):
         normed, expected = masked(u, mask), plain(torch.cat([u[k, :n] for k, n in enumerate(mask.sum(1))]))
         assert torch.equal(normed[mask], expected) and not normed[~mask].any()
-    assert torch.equal(masked.running_mean, plain.running_mean)
-    assert torch.equal(masked.running_var, plain.running_var)
-    assert torch.equal(masked.step(u[:, 0]), plain.eval()(u[:, 0]))
+    assert torch.equal(masked.mean[0], plain.running_mean)
+    assert torch.equal(masked.variance[0], plain.running_var)
+    assert torch.allclose(masked.step(u[:, 0]), plain.eval()(u[:, 0]), atol=1e-6)
     assert torch.equal(masked(u)[0], plain.train()(u.flatten(0, 1))[:7])
+
+
+def test_each_turn_is_played_with_the_statistics_of_that_turn():
+    u, mask = padded()
+    norm = MaskedBatchNorm(6, n_turns=2)
+    norm(5 + 3 * u, mask, turn=1)
+    assert torch.equal(norm.mean[0], torch.zeros(6)) and torch.equal(norm.variance[0], torch.ones(6))
+    steps = u[:2, 0]
+    mixed = norm.step(steps, torch.tensor([0, 1]))
+    assert torch.equal(mixed[0], norm.step(steps, 0)[0]) and torch.equal(mixed[1], norm.step(steps, 1)[1])
+    assert torch.allclose(norm.eval()(u, turn=1)[:2, 0], norm.step(steps, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])

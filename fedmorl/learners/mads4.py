@@ -68,16 +68,14 @@ class MADS4:
     Notes
     -----
     Departs from source: one update for all agents together, after the loop over agents (Algorithm 1 updates inside
-    it, which would break eq. (6)'s gradient); cross-entropy where line 9 prints a sum that rises with it; layer norm
-    for the paper's batch norm, which normalises each agent's turn by that turn's own mean in training and by a mean
-    of all agents' in play: where agents differ the two are far apart.
+    it, which would break eq. (6)'s gradient); cross-entropy where line 9 prints a sum that rises with it.
     """
 
     H: int = 96
     N: int = 96
     n_blocks: int = 3
     kind: str = "nplr"
-    norm: str = "layer"
+    norm: str = "batch"
     residual: bool = True
     dropout: float = 0.1
     share: str = "latent"
@@ -243,13 +241,14 @@ class MADS4Policy:
         observations = self.standardised(batch.observations)
         rows = torch.arange(b, device=batch.mask.device)
         padded = None if bool(batch.mask.all()) else batch.mask
-        for agent in order.to(rows.device).T:
+        for turn, agent in enumerate(order.to(rows.device).T):
             inputs = Inputs(
                 observation=observations[rows, :, agent],
                 agent=functional.one_hot(agent, actor.n_agents).float(),
                 previous_action=batch.previous_actions[rows, :, agent],
                 return_to_go=batch.returns_to_go,
                 message=message,
+                turn=turn,
             )
             logits, told = actor(inputs, padded, kernels, generator)
             actions = batch.actions[rows, :, agent]
@@ -324,6 +323,7 @@ class MADS4Policy:
             previous_action=memory.previous_actions[:, k],
             return_to_go=memory.returns_to_go,
             message=heard,
+            turn=k,
         )
         with torch.inference_mode():
             logits, message, state = self.actor.step(inputs, memory.states[k])

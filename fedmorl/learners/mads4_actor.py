@@ -27,6 +27,7 @@ class Inputs(NamedTuple):
     previous_action: Tensor  # (..., A) one-hot, zeros before the first step
     return_to_go: Tensor  # (..., 1), over the return scale
     message: Tensor  # (..., D)
+    turn: int | Tensor = 0  # which place in the order of agents; in play one for each row may be given, (B,)
 
 
 class MADS4Actor(nn.Module):
@@ -50,7 +51,8 @@ class MADS4Actor(nn.Module):
     Notes
     -----
     Departs from source: the paper names neither the number of blocks (3: its 200 k parameters fit no other) nor the
-    residual connection; the message is a projection of outputs by default, since the convolution yields no states.
+    residual connection; batch norm has running statistics for each place in the order (`MaskedBatchNorm`); the message
+    is a projection of outputs by default, since the convolution yields no states.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class MADS4Actor(nn.Module):
         N: int = 96,
         n_blocks: int = 3,
         kind: str = "nplr",
-        norm: str = "layer",
+        norm: str = "batch",
         residual: bool = True,
         dropout: float = 0.1,
         length: int = 500,
@@ -89,7 +91,7 @@ class MADS4Actor(nn.Module):
         readout = STATE_MESSAGE if message == "state" else 0
         self.blocks = S4Stack(
             H, N, n_blocks=n_blocks, kind=kind, norm=norm, residual=residual, dropout=dropout, length=length,
-            readout=readout, generator=generator,
+            n_turns=n_agents, readout=readout, generator=generator,
         )  # fmt: skip
         self.head = mlp((H, H, n_actions), generator)
         self.tell = mlp((H, latent), generator) if message == "output" else None
@@ -102,17 +104,17 @@ class MADS4Actor(nn.Module):
         self, inputs: Inputs, mask: Tensor | None, kernels: list[Tensor], generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Whole trajectories of one agent: logits (B, L, A) and messages (B, L, D) without a predecessor's action."""
-        u = self.encode(inputs)
+        u, turn = self.encode(inputs), int(inputs.turn)
         if self.message == "state":
-            z, latent = self.blocks.forward_and_read(u, mask, kernels=kernels, generator=generator)
+            z, latent = self.blocks.forward_and_read(u, mask, kernels=kernels, turn=turn, generator=generator)
         else:
-            z = self.blocks(u, mask, kernels=kernels, generator=generator)
+            z = self.blocks(u, mask, kernels=kernels, turn=turn, generator=generator)
             latent = None
         return self._heads(z, latent)
 
     def step(self, inputs: Inputs, state: list[S4State]) -> tuple[Tensor, Tensor, list[S4State]]:
         """One step of one agent: logits (B, A), message (B, D) and its next state."""
-        z, state = self.blocks.step(self.encode(inputs), state)
+        z, state = self.blocks.step(self.encode(inputs), state, inputs.turn)
         logits, message = self._heads(z, self.blocks.read(state) if self.message == "state" else None)
         return logits, message, state
 

@@ -111,6 +111,7 @@ def step_log_probabilities(policy: MADS4Policy, rollout: Rollout, b: Tensor, t: 
         previous_action=one_hot.float().flatten(0, 1),
         return_to_go=rollout.returns_to_go[b, t].repeat_interleave(actor.n_agents, 0),
         message=rollout.heard[b, t].flatten(0, 1),
+        turn=torch.arange(actor.n_agents, device=b.device).repeat(len(b)),
     )
     recurrence = actor.blocks.recurrence()
     before = [S4State(x[b, t].flatten(0, 1), r) for x, r in zip(rollout.states, recurrence, strict=True)]

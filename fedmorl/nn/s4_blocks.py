@@ -19,28 +19,47 @@ from fedmorl.nn.s4_kernels import Recurrence
 NORMS = ("batch", "layer")
 
 
-class MaskedBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over the played steps of a padded batch; padded steps come out as zero."""
+class MaskedBatchNorm(nn.Module):
+    """Batch normalisation over the played steps of a padded batch; padded steps come out as zero.
 
-    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
+    Where several agents share the weights and come one after another, each turn is normalised in training by its own
+    mean and variance. So there are running ones for each of `n_turns`; a mean over all of them would be no one's.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, H: int, n_turns: int = 1, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(H)), nn.Parameter(torch.zeros(H))
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("mean", torch.zeros(n_turns, H))
+        self.register_buffer("variance", torch.ones(n_turns, H))
+
+    def forward(self, u: Tensor, mask: Tensor | None = None, turn: int = 0) -> Tensor:
         """u (B, L, H), mask (B, L) -> (B, L, H): equal to the norm of all played steps in one row, (steps, H)."""
-        if mask is None:
-            return super().forward(u.flatten(0, 1)).view_as(u)
-        return torch.zeros_like(u).masked_scatter(mask[..., None], super().forward(u[mask]))
+        played = u.flatten(0, 1) if mask is None else u[mask]
+        normed = functional.batch_norm(
+            played, self.mean[turn], self.variance[turn], self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+        return normed.view_as(u) if mask is None else torch.zeros_like(u).masked_scatter(mask[..., None], normed)
 
-    def step(self, u_t: Tensor) -> Tensor:
-        """(B, H) -> (B, H) with the running statistics, in training too: a step has no batch to speak of."""
-        return functional.batch_norm(u_t, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+    def step(self, u_t: Tensor, turn: int | Tensor = 0) -> Tensor:
+        """(B, H) -> (B, H) with the running statistics of one turn, or of a turn for each row, (B,).
+
+        In training too: a step has no batch to speak of.
+        """
+        return (u_t - self.mean[turn]) * torch.rsqrt(self.variance[turn] + self.eps) * self.weight + self.bias
 
 
 class StepNorm(nn.LayerNorm):
-    """Layer normalisation, which looks at one step at a time and needs no mask."""
+    """Layer normalisation, which looks at one step at a time and needs neither mask nor turn."""
 
-    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, u: Tensor, mask: Tensor | None = None, turn: int = 0) -> Tensor:
         """(..., H) -> (..., H)."""
         return super().forward(u)
 
-    def step(self, u_t: Tensor) -> Tensor:
+    def step(self, u_t: Tensor, turn: int | Tensor = 0) -> Tensor:
         """(B, H) -> (B, H)."""
         return super().forward(u_t)
 
@@ -57,6 +76,7 @@ class S4Block(nn.Module):
         N: int = 96,
         *,
         norm: str = "batch",
+        n_turns: int = 1,
         residual: bool = True,
         dropout: float = 0.1,
         generator: torch.Generator,
@@ -67,7 +87,7 @@ class S4Block(nn.Module):
             raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be a share of units in [0, 1); got {dropout}")
-        self.norm: MaskedBatchNorm | StepNorm = MaskedBatchNorm(H) if norm == "batch" else StepNorm(H)
+        self.norm: MaskedBatchNorm | StepNorm = MaskedBatchNorm(H, n_turns) if norm == "batch" else StepNorm(H)
         self.s4 = S4Layer(H, N, generator=generator, **layer)
         self.mix = mlp((H, H), generator)[0]
         self.residual, self.dropout = residual, dropout
@@ -78,10 +98,11 @@ class S4Block(nn.Module):
         mask: Tensor | None = None,
         *,
         kernel: Tensor | None = None,
+        turn: int = 0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """(B, L, H) -> (B, L, H); training with dropout needs the `generator` that draws what is dropped."""
-        return self._forward(self.norm(u, mask), u, kernel, generator)
+        return self._forward(self.norm(u, mask, turn), u, kernel, generator)
 
     def forward_and_read(
         self,
@@ -89,16 +110,17 @@ class S4Block(nn.Module):
         mask: Tensor | None = None,
         *,
         kernel: Tensor | None = None,
+        turn: int = 0,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`forward`, and the read-out of the S4 layer's state after each step, (B, L, readout)."""
-        normed = self.norm(u, mask)
+        normed = self.norm(u, mask, turn)
         kernel = self.s4.kernel(u.shape[1]) if kernel is None else kernel
         return self._forward(normed, u, kernel, generator), self.s4.read_sequence(normed, kernel)
 
-    def step(self, u_t: Tensor, state: S4State) -> tuple[Tensor, S4State]:
+    def step(self, u_t: Tensor, state: S4State, turn: int | Tensor = 0) -> tuple[Tensor, S4State]:
         """One step, (B, H) -> (B, H): running statistics, nothing dropped."""
-        y, state = self.s4.step(self.norm.step(u_t), state)
+        y, state = self.s4.step(self.norm.step(u_t, turn), state)
         y = functional.gelu(self.mix(y))
         return (u_t + y if self.residual else y), state
 
@@ -134,12 +156,13 @@ class S4Stack(nn.Module):
         mask: Tensor | None = None,
         *,
         kernels: list[Tensor] | None = None,
+        turn: int = 0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """(B, L, H) -> (B, L, H); `kernels` is `self.kernels(L)`, made once for all agents of an update."""
         kernels = self.kernels(u.shape[1]) if kernels is None else kernels
         for block, kernel in zip(self, kernels, strict=True):
-            u = block(u, mask, kernel=kernel, generator=generator)
+            u = block(u, mask, kernel=kernel, turn=turn, generator=generator)
         return u
 
     def forward_and_read(
@@ -148,14 +171,15 @@ class S4Stack(nn.Module):
         mask: Tensor | None = None,
         *,
         kernels: list[Tensor] | None = None,
+        turn: int = 0,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`forward`, and what `read` says after each step, (B, L, readout)."""
         kernels = self.kernels(u.shape[1]) if kernels is None else kernels
         *first, last = self
         for block, kernel in zip(first, kernels[:-1], strict=True):
-            u = block(u, mask, kernel=kernel, generator=generator)
-        return last.forward_and_read(u, mask, kernel=kernels[-1], generator=generator)
+            u = block(u, mask, kernel=kernel, turn=turn, generator=generator)
+        return last.forward_and_read(u, mask, kernel=kernels[-1], turn=turn, generator=generator)
 
     def kernels(self, length: int) -> list[Tensor]:
         """The kernel of each layer, (R, H, length)."""
@@ -170,11 +194,11 @@ class S4Stack(nn.Module):
         """The step of each layer for the present parameters; made once a checkpoint."""
         return [block.s4.recurrence() for block in self]
 
-    def step(self, u_t: Tensor, state: list[S4State]) -> tuple[Tensor, list[S4State]]:
+    def step(self, u_t: Tensor, state: list[S4State], turn: int | Tensor = 0) -> tuple[Tensor, list[S4State]]:
         """One step through all blocks, (B, H) -> (B, H); the state handed in is left as it is."""
         after = []
         for block, before in zip(self, state, strict=True):
-            u_t, now = block.step(u_t, before)
+            u_t, now = block.step(u_t, before, turn)
             after.append(now)
         return u_t, after
 
