@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedmorl.tasks.rware import CELL_SIZE, OWN_CELL, SELF_SIZE, TASKS, n_robots
-from fedmorl.tasks.rware_floor import Floor, floor_of
+from fedmorl.tasks.rware_floor import UNREACHABLE, Floor, floor_of
 from fedmorl.tasks.rware_traffic import Robot, right_of_way
 
 DELIVER, STORE, FETCH, PATROL = range(4)
 NEVER_SEEN = -1000  # [steps] the time at which all shelves count as seen before the first look
-STALLED_AFTER, DODGE_FOR = 8, 3  # [steps]
+WAIT, DODGE_FOR = 8, 3  # [steps] without progress, then at random
 CARRIES_REQUESTED_PRIORITY = 1000
 
 
@@ -30,7 +30,8 @@ class Memory:
     nearest: int = 0  # fewest steps to the goal so far
     since: int = 0  # steps since the purpose was taken up
     stalled: int = 0  # steps without progress
-    patience: int = STALLED_AFTER
+    waited: int = 0  # those of them in which nobody asked it to give way, and that no random steps have followed
+    asked: bool = False  # to give way, in the last step
     dodging: int = 0  # random steps still to do
     breaks: bool = False  # gives up waiting at this step
 
@@ -57,14 +58,15 @@ class LocalExpert:
     patrol_radius : how far to look for requested shelves when none is known [steps]; None: anywhere.
     noise : probability with which each action is replaced by a uniform one.
 
-    A robot goes to the nearest known requested shelf on which no robot is seen, else to the shelf with the largest
-    (steps since seen - steps to go); loaded, to the delivery cell or to the nearest free place known. It knows its own
-    71 numbers, what it has seen of each place and when, and the map.
+    A robot fetches the nearest shelf that it knows to be requested and on which it sees no other robot; if it knows
+    none, it goes and looks at the place that it has not seen for longest. Loaded, it goes to a delivery cell, and from
+    there to the nearest place that it knows to be free. It knows its own 71 numbers, what it has seen of each place and
+    when, its index and the map, in which it keeps to aisles and lanes (`fedmorl.tasks.rware_floor`).
 
-    It uses one thing more that the observations do not hold: robots at most two cells apart tell each other priority,
-    load and next cell (`fedmorl.tasks.rware_traffic`). Priority is 1000 with a requested shelf on board, plus the steps
-    spent on the present purpose; the lower index wins a tie. A robot without progress for 8 steps moves at random for
-    three; progress means nearer to the goal than ever since it was set.
+    It uses one thing more, which the observations do not hold: robots at most two cells apart tell each other priority,
+    load and next cell (`fedmorl.tasks.rware_traffic`). The priority is 1000 with a requested shelf on board, plus the
+    steps spent on the present purpose; of equals the lower index goes first. A robot that does not come nearer to its
+    goal than ever before, for 8 steps in which nobody asked it to give way, moves at random for three.
     """
 
     task: str = "tiny-2ag"
@@ -119,53 +121,59 @@ class LocalExpert:
     def _act(self, seen: np.ndarray, team: TeamMemory, rng: np.random.Generator) -> tuple[list[int], TeamMemory]:
         floor, memories = self.floor, tuple(memory.copy() for memory in team.robots)
         loads = {int(o[1]) * floor.width + int(o[0]): o[2] > 0.5 for o in seen}
-        robots = [self._robot(o, memory, team.t, loads) for o, memory in zip(seen, memories, strict=True)]
-        return right_of_way(floor, robots, rng), TeamMemory(team.t + 1, memories)
+        robots = [self._robot(i, seen[i], memory, team.t, loads) for i, memory in enumerate(memories)]
+        actions, asked = right_of_way(floor, robots, rng)
+        for i, memory in enumerate(memories):
+            memory.asked = i in asked
+        return actions, TeamMemory(team.t + 1, memories)
 
-    def _robot(self, own: np.ndarray, memory: Memory, t: int, loads: dict[int, bool]) -> Robot:
+    def _robot(self, i: int, own: np.ndarray, memory: Memory, t: int, loads: dict[int, bool]) -> Robot:
         """Look, remember, choose a goal; the `loads` of robots that are in view are known."""
         floor = self.floor
         cell, direction, loaded = int(own[1]) * floor.width + int(own[0]), int(own[3:7].argmax()), own[2] > 0.5
         cells = own[SELF_SIZE:].reshape(9, CELL_SIZE) > 0.5
         look(floor, memory, t, cell, cells, loaded)
-        steps = floor.loaded if loaded else floor.empty
         carries_requested = bool(loaded and cells[OWN_CELL, 6])
-        purpose, goal = self._goal(memory, t, cell, direction, loaded, carries_requested)
-        left = int(steps[goal, cell, direction])
+        steps = floor.steps[:, cell, direction]  # (C,) to each cell
+        purpose, goal = self._goal(memory, steps, loaded, carries_requested)
+        if goal is None:
+            goal = self._patrol(i, memory, t, steps)
+        left = int(steps[goal])
         follow(memory, purpose, goal, left)
         walls = [c for c, shelf in zip(floor.view[cell], cells[:, 5], strict=True) if shelf and not loads.get(c, False)]
         return Robot(
             cell=cell,
             direction=direction,
-            steps_to_goal=steps[goal],
+            steps_to_goal=floor.steps[goal],
             priority=CARRIES_REQUESTED_PRIORITY * carries_requested + memory.since,
-            stalled=memory.stalled,
+            waited=memory.waited,
             toggles=left == 0 and purpose in (STORE, FETCH),
             dodges=memory.dodging > 0,
             closed=frozenset(walls) if loaded else frozenset(),
         )
 
-    def _goal(
-        self, memory: Memory, t: int, cell: int, direction: int, loaded: bool, carries_requested: bool
-    ) -> tuple[int, int]:
-        floor = self.floor
-        steps = (floor.loaded if loaded else floor.empty)[:, cell, direction]  # (C,) to each cell
+    def _goal(self, memory: Memory, steps: np.ndarray, loaded: bool, carries_requested: bool) -> tuple[int, int | None]:
+        """What for and where to, as far as the robot knows a place."""
         if carries_requested:
-            return DELIVER, min(floor.deliveries, key=lambda c: steps[c])
-        wanted = floor.storage & ~memory.filled if loaded else memory.requested
-        if wanted.any():
-            places = np.flatnonzero(wanted)
-            return STORE if loaded else FETCH, int(places[steps[places].argmin()])
-        if memory.purpose == PATROL and memory.seen_at[memory.goal] < t:
-            return PATROL, memory.goal
-        return PATROL, self._patrol(memory, t, steps)
+            return DELIVER, min(self.floor.deliveries, key=lambda cell: steps[cell])
+        places = np.flatnonzero(self.floor.storage & ~memory.filled if loaded else memory.requested)
+        if not len(places):
+            return PATROL, None
+        return STORE if loaded else FETCH, int(places[steps[places].argmin()])
 
-    def _patrol(self, memory: Memory, t: int, steps: np.ndarray) -> int:
-        """The place with the largest (steps since seen - steps to go), within the radius if there is one."""
-        unseen = self.floor.storage & (memory.seen_at < t)
-        near = unseen & (steps <= (self.patrol_radius or len(steps)))
-        places = np.flatnonzero(near if near.any() else unseen)
-        return int(places[(t - memory.seen_at[places] - steps[places]).argmax()])
+    def _patrol(self, i: int, memory: Memory, t: int, steps: np.ndarray) -> int:
+        """The old goal until it is seen, then the place not seen for longest, within the radius if there is one.
+
+        Equals are taken in a round over all places, which each robot begins at another point.
+        """
+        if memory.purpose == PATROL and memory.seen_at[memory.goal] < t:
+            return memory.goal
+        places = np.flatnonzero(self.floor.storage)
+        places = np.roll(places, -(i * len(places) // n_robots(self.task)))
+        places = places[memory.seen_at[places] < t]
+        near = places[steps[places] <= (self.patrol_radius or UNREACHABLE)]
+        places = near if len(near) else places
+        return int(places[memory.seen_at[places].argmin()])
 
 
 def look(floor: Floor, memory: Memory, t: int, cell: int, cells: np.ndarray, loaded: bool) -> None:
@@ -184,17 +192,14 @@ def look(floor: Floor, memory: Memory, t: int, cell: int, cells: np.ndarray, loa
 
 def follow(memory: Memory, purpose: int, goal: int, left: int) -> None:
     """Count steps without progress, and begin or go on to dodge when there are too many."""
-    memory.since = memory.since + 1 if purpose == memory.purpose else 0
-    if purpose != memory.purpose:
-        memory.stalled = 0
-    elif goal == memory.goal and left >= memory.nearest:
-        memory.stalled += 1
-    elif goal == memory.goal:
-        memory.stalled = 0
-    memory.nearest = min(left, memory.nearest) if goal == memory.goal else left
+    same = purpose == memory.purpose
+    memory.since = memory.since + 1 if same else 0
+    nearer = left < memory.nearest if goal == memory.goal else not same
+    memory.stalled = 0 if nearer else memory.stalled + 1
+    memory.nearest = left if nearer or goal != memory.goal else memory.nearest
     memory.purpose, memory.goal = purpose, goal
+    memory.waited = 0 if nearer else memory.waited + (not memory.asked and not memory.dodging)
     memory.dodging = max(memory.dodging - 1, 0)
-    memory.patience = STALLED_AFTER if memory.stalled == 0 else memory.patience - 1
-    memory.breaks = memory.patience <= 0
+    memory.breaks = memory.waited >= WAIT
     if memory.breaks:
-        memory.dodging, memory.patience = DODGE_FOR, STALLED_AFTER + DODGE_FOR
+        memory.dodging, memory.waited = DODGE_FOR, 0

@@ -17,7 +17,7 @@ from fedmorl.tasks.rware_floor import AFTER_LEFT, OUTSIDE, TURNS, UNREACHABLE, F
 
 STAY, FORWARD, LEFT, RIGHT, TOGGLE = range(5)
 MOVES, LATER, NEVER = range(3)  # the cell is left in this step, in a later one, or cannot be left
-N_DIRECTIONS = 4
+IN_THE_WAY = 6  # [steps] by which stepping aside may be longer than going on in front of the other
 
 
 @dataclass(kw_only=True)
@@ -28,21 +28,21 @@ class Robot:
     direction: int
     steps_to_goal: np.ndarray  # (C, 4), from each pose
     priority: int
-    stalled: int = 0  # steps without progress
+    waited: int = 0  # steps without progress, those not counted in which it gave way
     toggles: bool = False  # wants to pick up or put down, here and now
     dodges: bool = False  # moves at random to break a deadlock
     closed: frozenset[int] = field(default_factory=frozenset)  # cells beside it that a standing shelf closes to it
 
 
-def right_of_way(floor: Floor, robots: list[Robot], rng: np.random.Generator) -> list[int]:
-    """One action for each robot, such that no two want one cell and none waits for itself."""
+def right_of_way(floor: Floor, robots: list[Robot], rng: np.random.Generator) -> tuple[list[int], set[int]]:
+    """One action for each robot, such that no two want one cell; and which robots were asked to give way."""
     crossing = _Crossing(floor, robots)
     for i in sorted(range(len(robots)), key=lambda i: (not robots[i].dodges, -robots[i].priority, i)):
         if robots[i].dodges:
             crossing.dodge(i, rng)
         elif i not in crossing.actions:
             crossing.decide(i, ())
-    return [crossing.actions[i] for i in range(len(robots))]
+    return [crossing.actions[i] for i in range(len(robots))], crossing.asked
 
 
 class _Crossing:
@@ -53,6 +53,7 @@ class _Crossing:
         self.at = {robot.cell: i for i, robot in enumerate(robots)}
         self.taken: set[int] = set()  # cells of the next step
         self.actions: dict[int, int] = {}
+        self.asked: set[int] = set()
 
     def dodge(self, i: int, rng: np.random.Generator) -> None:
         """A random action of robot i that hinders nobody."""
@@ -67,7 +68,7 @@ class _Crossing:
         if robot.toggles:
             self._settle(i, TOGGLE)
             return LATER
-        for direction in self._wishes(robot, bool(pushers)):
+        for direction in self._wishes(robot, pushers):
             if direction is None:
                 break
             result = self._head_for(i, direction, pushers)
@@ -76,15 +77,17 @@ class _Crossing:
         self._settle(i, STAY)
         return NEVER
 
-    def _wishes(self, robot: Robot, pushed: bool) -> list[int | None]:
+    def _wishes(self, robot: Robot, pushers: tuple[int, ...]) -> list[int | None]:
         """Directions to go in, the fewest steps to the goal first; None is to stay, which a pushed robot may not."""
         cost: dict[int | None, int] = {}
-        turns, weight = TURNS[robot.direction], 2 if pushed else 1  # while it turns, two robots wait
+        turns, weight = TURNS[robot.direction], 2 if pushers else 1  # while it turns, two robots wait
+        on_the_way = 2 * robot.cell - self.robots[pushers[0]].cell if pushers else OUTSIDE
         for direction, cell in enumerate(self.floor.ahead[robot.cell]):
             if cell != OUTSIDE and cell not in robot.closed:
-                cost[direction] = weight * turns[direction] + 1 + int(robot.steps_to_goal[cell, direction])
-        if not pushed:
-            cost[None] = int(robot.steps_to_goal[robot.cell, robot.direction]) + 1 + robot.stalled
+                onwards = 1 + int(self.floor.toll[robot.cell, direction] + robot.steps_to_goal[cell, direction])
+                cost[direction] = weight * turns[direction] + onwards + IN_THE_WAY * (cell == on_the_way)
+        if not pushers:
+            cost[None] = int(robot.steps_to_goal[robot.cell, robot.direction]) + 1 + robot.waited
         return sorted((w for w in cost if cost[w] < UNREACHABLE), key=lambda wish: (cost[wish], wish is None))
 
     def _head_for(self, i: int, direction: int, pushers: tuple[int, ...]) -> int:
@@ -108,6 +111,7 @@ class _Crossing:
         if other in pushers:
             return NEVER
         if other not in self.actions:
+            self.asked.add(other)
             return self.decide(other, pushers)
         return {FORWARD: MOVES, STAY: NEVER}.get(self.actions[other], LATER)
 
