@@ -179,8 +179,9 @@ class Warehouses:
             raise ValueError(
                 f"actions must have shape {(self.batch, self.n_agents)} (warehouses, robots); got {actions.shape}"
             )
-        if not np.isin(actions, range(self.n_actions)).all():
-            raise ValueError(f"actions must be integers 0 to {self.n_actions - 1} ({', '.join(ACTIONS)})")
+        if actions.dtype.kind not in "iu" or actions.min() < 0 or actions.max() >= self.n_actions:
+            got = f"{actions.dtype} from {actions.min()} to {actions.max()}"
+            raise ValueError(f"actions must be integers from 0 to 4 ({', '.join(ACTIONS)}); got {got}")
         return actions.astype(np.int64)
 
 

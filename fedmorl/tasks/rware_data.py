@@ -1,6 +1,7 @@
 """Offline data of the warehouse: episodes of the scripted team, graded, the same on any number of processes."""
 
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -54,14 +55,24 @@ def collect_rware(
     """
     if grade not in (*GRADES, MIXED):
         raise ValueError(f"grade must be one of {', '.join((*GRADES, MIXED))}; got {grade!r}")
-    for name, value, low, high in (("n_episodes", n_episodes, 1, EPISODES_PER_SEED), ("seed", seed, 0, MAX_SEED)):
+    workers = os.cpu_count() or 1 if workers is None else workers
+    limits = {
+        "n_episodes": (n_episodes, 1, EPISODES_PER_SEED),
+        "seed": (seed, 0, MAX_SEED),
+        "workers": (workers, 1, 1024),
+    }
+    for name, (value, low, high) in limits.items():
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ValueError(f"{name} must be an integer from {low} to {high}; got {value!r}")
     task_in = Warehouses(task, 1, episode_limit)
     names = tuple(GRADES) if grade == MIXED else (grade,)
     jobs = [(task, names[e % len(names)], seed, e, episode_limit) for e in range(n_episodes)]
-    episodes = list(tqdm(_played(jobs, workers), total=n_episodes, desc=f"{task} {grade}", disable=not progress))
-    arrays = {name: np.stack([episode[name] for episode in episodes]) for name in episodes[0]}
+    arrays: dict[str, np.ndarray] = {}
+    bar = tqdm(_played(jobs, workers), total=n_episodes, desc=f"{task} {grade}", unit="episode", disable=not progress)
+    for e, episode in enumerate(bar):
+        arrays = arrays or {name: np.zeros((n_episodes, *a.shape), a.dtype) for name, a in episode.items()}
+        for name, array in episode.items():
+            arrays[name][e] = array
     ends = np.zeros((n_episodes, episode_limit), np.bool_)
     return Trajectories(
         observations=arrays.pop("observations"),
@@ -89,13 +100,14 @@ def episode_seed(seed: int, episode: int) -> int:
     return EPISODES_PER_SEED * seed + episode
 
 
-def _played(jobs: list[tuple[str, str, int, int, int]], workers: int | None) -> Iterator[dict[str, np.ndarray]]:
+def _played(jobs: list[tuple[str, str, int, int, int]], workers: int) -> Iterator[dict[str, np.ndarray]]:
     """The episodes of `jobs` in their order."""
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    workers = min(workers, len(jobs))
     if workers == 1:
         yield from map(_episode, jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+    start = "fork" if sys.platform == "linux" else None  # others cannot fork safely
+    with ProcessPoolExecutor(workers, mp_context=get_context(start)) as pool:
         yield from pool.map(_episode, jobs)
 
 
