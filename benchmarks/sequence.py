@@ -82,7 +82,8 @@ def s4(kind: str) -> tuple[Program, Program, int]:
         return actor(batch, mask, actor.kernels(LENGTH), draws)[0]
 
     player = MADS4Actor(SIZE, AGENTS, ACTIONS, kind=kind, length=LENGTH, generator=generator()).eval()
-    one, before = inputs_of(player, 1), player.blocks.initial_state(1)
+    with torch.no_grad():
+        one, before = inputs_of(player, 1), player.blocks.initial_state(1)
     train = updating(actor, parameter_groups(actor), logits)
     return (train, TRAJECTORIES * LENGTH), (lambda: player.step(one, before), 1), n_parameters(actor)
 
@@ -100,8 +101,9 @@ def dt(context: int) -> tuple[Program, Program, Program, int]:
     train = updating(model, decaying(model, 0.1), lambda: model(*window))
     now = window[0][:1, 0], window[1][:1, 0], window[2][:1, 0]
     cache, past = player.initial_cache(), player.initial_window(1)
-    for _ in range(context + 1):
-        cache, past = player.step(*now, cache)[1], player.recompute(*now, past)[1]
+    with torch.no_grad():
+        for _ in range(context + 1):
+            cache, past = player.step(*now, cache)[1], player.recompute(*now, past)[1]
     cached, anew = (lambda: player.step(*now, cache)), (lambda: player.recompute(*now, past))
     return (train, shape[0] * context), (cached, 1), (anew, 1), n_parameters(model)
 

@@ -166,6 +166,16 @@ def test_padding_and_other_episodes_leave_a_likelihood_alone(learner):
         np.testing.assert_allclose(policy.negative_log_likelihood(alone)[0], whole[e, :length], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("learner", [replace(QUICK, context=9), MLP, GRU], ids=["madt", "mlp", "gru"])
+def test_a_loss_is_the_mean_over_decisions_that_were_made(learner):
+    """Of weights that do not move; with windows as long as an episode, step t lies in those of the steps from t on."""
+    log = uneven()
+    policy = fitted(replace(learner, learning_rate=1e-12), log)
+    times = np.maximum(log.lengths[:, None] - np.arange(9), 0) if isinstance(learner, MADT) else log.mask
+    nats = policy.negative_log_likelihood(log).mean(-1)
+    assert policy.history[0] == pytest.approx((nats * times).sum() / times.sum(), rel=1e-5)
+
+
 def test_an_epoch_takes_each_item_once_or_one_in_stride():
     weight = torch.nn.Parameter(torch.zeros(1))
     for stride, taken in ((1, 10), (3, 4)):
