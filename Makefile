@@ -12,7 +12,7 @@ help:  ## list the targets
 $(VENV)/.ok: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q torch==2.13.0
-	$(BIN)/pip install -q -c constraints.txt -e '.[book,test,live]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[book,test,live,rware]'
 	@touch $@
 
 # Flower in an environment of its own: what a client's machine installs, and nothing of the book's.
