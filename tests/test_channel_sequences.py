@@ -114,7 +114,7 @@ def test_hazard_is_the_share_of_those_who_send(csma_ca):
 
 @pytest.mark.parametrize(("station", "n"), [(CSMA_CA, 5), (AC_BE, 10)])
 def test_closed_form_of_the_entropy_is_within_one_percent(station, n):
-    """What treating stages as independent costs: .8 % for 7-1023 and .01 % for 31-1023; 8e4 attempts add .2 % of noise."""
+    """Stages are taken as independent, which costs .8 % here for 7-1023, .01 % for 31-1023; noise is .2 %."""
     logs = collect_dca_logs(Scenario.uniform(station, n), 200_000, seed=4)
     actions, outcomes = stations_of(logs)
     collision_rate = (outcomes[actions == 1] == 2).mean()
@@ -184,39 +184,42 @@ class Hashing:
         return (np.float64(o[..., 5]) * 7919 + 0.35 * station + 0.4) % 1 < 0.1 + 0.2 * o[..., 1]
 
 
+def play(policy, scenario, targets, **given):
+    common = dict(horizon=10**6, n_decisions=1_000, seed=4, rng=np.random.default_rng(0))
+    return play_stations(policy, scenario, targets, **common | given)
+
+
 def test_a_station_sees_and_gets_what_its_log_would_hold():
-    scenario, policy = Scenario.uniform(CSMA_CA, 3), Hashing()
-    (metrics,) = play_stations(
-        policy, scenario, [0.0], horizon=10**6, n_slots=40_000, warmup_slots=0, seed=4, rng=np.random.default_rng(0)
-    )
-    n_decisions = len(policy.seen) - 1
+    scenario, policy, n_decisions = Scenario.uniform(CSMA_CA, 3), Hashing(), 2_000
+    play(policy, scenario, [0.0], n_decisions=n_decisions + 1)
     alone = scenario.with_policies({k: Hashing(k) for k in range(3)})
     logs = channel_sequences(collect_dca_logs(alone, n_decisions, seed=4, warmup_slots=0), n_decisions)
     np.testing.assert_array_equal(np.stack(policy.seen, 1), logs.observations[:, :, 0])
     to_go = np.stack(policy.received, 1)  # what remains of a target of 0 [float64; the log's rewards are float32]
     np.testing.assert_allclose(-np.diff(to_go), logs.rewards, rtol=1e-6)
-    same = Simulation(alone, seed=4).run(40_000).metrics()
+    assert {0, 1} < set(logs.extras["outcomes"].ravel())
+
+
+def test_measures_are_those_of_the_same_policies_asked_one_by_one():
+    scenario = Scenario.uniform(CSMA_CA, 3)
+    (metrics,) = play(Hashing(), scenario, [0.0], n_decisions=2_000, warmup_decisions=500)
+    alone = Simulation(scenario.with_policies({k: Hashing(k) for k in range(3)}), seed=4).run(metrics.warmup_slots)
+    same = alone.open_window().run(metrics.warmup_slots + metrics.window_slots).metrics()
     assert metrics.to_dict() == pytest.approx(same.to_dict(), nan_ok=True) and metrics.delivered > 50
 
 
 def test_each_channel_asks_for_its_own_target_and_again_after_the_horizon():
-    scenario, policy = Scenario.uniform(CSMA_CA, 3), Hashing()
-    play_stations(
-        policy, scenario, [5.0, -3.0], horizon=4, n_slots=2_000, warmup_slots=500, seed=4, rng=np.random.default_rng(0)
-    )
+    policy = Hashing()
+    play(policy, Scenario.uniform(CSMA_CA, 3), [5.0, -3.0], horizon=4, n_decisions=41)
     asked = np.stack(policy.received)[::4]  # `Hashing` starts at 0 where its own target, 5, is asked for
-    np.testing.assert_allclose(asked, np.tile([0.0] * 3 + [-8.0] * 3, (len(asked), 1)), atol=1e-9)
-    assert len(asked) > 3 and not np.allclose(policy.received[3], asked[0])
+    np.testing.assert_allclose(asked, np.tile([0.0] * 3 + [-8.0] * 3, (11, 1)), atol=1e-9)
+    assert not np.allclose(policy.received[3], asked[0])
 
 
 def test_channels_do_not_depend_on_who_else_is_played():
     scenario = Scenario.uniform(CSMA_CA, 3)
-
-    def first(targets):
-        common = dict(horizon=50, n_slots=30_000, warmup_slots=10_000, seed=4)
-        return play_stations(Hashing(), scenario, targets, rng=np.random.default_rng(0), **common)[0].to_dict()
-
-    assert first([1.0]) == pytest.approx(first([1.0, 2.0, 3.0]), nan_ok=True)
+    first, other = (play(Hashing(), scenario, targets)[0].to_dict() for targets in ([1.0], [1.0, 2.0, 3.0]))
+    assert first == pytest.approx(other, nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -229,5 +232,4 @@ def test_channels_do_not_depend_on_who_else_is_played():
 )
 def test_stations_that_do_not_decide_together_are_refused(scenario):
     with pytest.raises(ValueError, match="scenario must have saturated stations"):
-        play_stations(Hashing(), scenario, [0.0], horizon=4, n_slots=2_000, warmup_slots=0, seed=0,
-                      rng=np.random.default_rng(0))  # fmt: skip
+        play(Hashing(), scenario, [0.0])

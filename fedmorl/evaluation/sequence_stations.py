@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from fedmorl.data.channel_sequences import with_duration
-from fedmorl.dca import kernels
 from fedmorl.dca.metrics import Metrics
 from fedmorl.dca.policy import OBSERVATION
-from fedmorl.dca.scenario import Saturated, Scenario
+from fedmorl.dca.scenario import MAX_SLOTS, Saturated, Scenario
 from fedmorl.dca.simulate import Simulation, check_count
 from fedmorl.evaluation.team import TeamPolicy
 from fedmorl.federated.clients import one_thread
@@ -28,44 +27,34 @@ class Outside:
 
 
 class AskedChannel(Simulation):
-    """A channel whose stations are all asked from outside, measured over the slots from `warmup_slots` to `n_slots`.
+    """A channel whose stations are all asked from outside, `n_decisions` times at most.
 
-    `next_decision` runs it to where its stations decide; then `observations` (N, O + 1) and `rewards` (N,), of the
-    decision before, are those of a log. `answer` is given the actions (N,).
+    `go_on` runs it to where its stations decide. Then `observations` (N, O + 1), and `rewards` (N,) of the decision
+    before, are those of a log; `answer` is given the actions (N,).
     """
 
-    def __init__(self, scenario: Scenario, seed: int, replication: int, warmup_slots: int, n_slots: int) -> None:
+    def __init__(self, scenario: Scenario, seed: int, replication: int, n_decisions: int) -> None:
         super().__init__(scenario, seed, replication)
-        self.stops = [slot for slot in (warmup_slots, n_slots) if slot > 0]
         self.busy_slots = scenario.tx_slots + scenario.difs_slots
         self.observations = np.zeros((scenario.n_stations, len(OBSERVATION) + 1), np.float32)
-        self.rewards = np.zeros(scenario.n_stations)
+        self.rewards: np.ndarray = np.zeros(scenario.n_stations)
         self._asked_at = self._credited = 0
-        self._grow_log(n_slots)
+        self._grow_log(n_decisions * self.busy_slots)  # a decision leads to one success at most
 
-    def next_decision(self) -> bool:
-        """Go on to the next decision; False at the end of the run."""
-        while self._kernel(self.state, self.stops[0]) != kernels.DECIDE:
-            if len(self.stops) == 1:
-                return False
-            self.stops.pop(0)
-            self.open_window()
-        self._look()
-        return True
+    def go_on(self) -> None:
+        """To the next decision."""
+        self._kernel(self.state, MAX_SLOTS)
+        channel, seen = self.state.channel[0], self.state.stations["observation"][:, : len(OBSERVATION)]
+        delay = self.observations[:, 5].astype(float) * self.observations[:, 6]  # d~ b~ where it decided before
+        credited, duration = int(channel["reward_glob"]), np.full(len(seen), self.t - self._asked_at)
+        self.rewards = credited - self._credited - self.scenario.reward_alpha * delay
+        self.observations = with_duration(seen, duration, self.busy_slots)
+        self._asked_at, self._credited = self.t, credited
 
     def answer(self, actions: np.ndarray) -> None:
         """What every station does in the slot that was reached."""
         self.state.stations["action"] = actions
         self.state.channel["answered"] = 1
-
-    def _look(self) -> None:
-        channel, seen = self.state.channel[0], self.state.stations["observation"][:, : len(OBSERVATION)]
-        delay = (
-            self.observations[:, 5].astype(float) * self.observations[:, 6]
-        )  # d~ b~ where it decided before
-        self.rewards = int(channel["reward_glob"]) - self._credited - self.scenario.reward_alpha * delay
-        self.observations = with_duration(seen, np.full(len(seen), self.t - self._asked_at), self.busy_slots)
-        self._asked_at, self._credited = self.t, int(channel["reward_glob"])
 
 
 class Asking:
@@ -118,10 +107,10 @@ def play_stations(
     targets: Sequence[float],
     *,
     horizon: int,
-    n_slots: int,
+    n_decisions: int,
     seed: int,
     rng: np.random.Generator,
-    warmup_slots: int = 100_000,
+    warmup_decisions: int = 0,
     forget: bool = False,
     progress: bool = False,
 ) -> list[Metrics]:
@@ -132,31 +121,39 @@ def play_stations(
     policy : of one agent, with observations of 8 numbers; each station remembers by itself.
     scenario : how many stations, and the channel; whatever rule it names, the policy decides.
     targets : return that the stations of a channel ask for, each over `horizon` of its decisions.
-    n_slots : of the run, the warm-up included [slots].
+    n_decisions : of each station, those of the warm-up included. How many slots they take is the policy's doing: from
+        one each on a channel where nobody sends to 124 where somebody always does.
     seed : of the channels; the k-th is replication k. The policy's own draws are from `rng`.
+    forget : see `Asking`.
 
     Raises
     ------
     ValueError
         If a station is not saturated or defers, or another delay term than "share" is rewarded.
     """
-    _check(scenario)
-    check_count("horizon", horizon, 1)
-    check_count("n_slots", n_slots, check_count("warmup_slots", warmup_slots) + 1)
-    n = scenario.n_stations
-    asked = scenario.with_policies({k: Outside() for k in range(n)})
-    channels = [AskedChannel(asked, seed, k, warmup_slots, n_slots) for k in range(len(targets))]
-    asking = Asking(policy, np.repeat(np.asarray(targets, float), n), horizon, forget, rng)
     from tqdm.auto import tqdm
 
-    with one_thread(), tqdm(total=n_slots, unit="slot", disable=not progress, leave=False) as bar:
-        while any(going := [channel.next_decision() for channel in channels]):
-            observations = np.concatenate([channel.observations for channel in channels])
-            actions = asking.act(observations, np.concatenate([channel.rewards for channel in channels]))
-            for channel, goes_on, own in zip(channels, going, actions.reshape(-1, n), strict=True):
-                if goes_on:
-                    channel.answer(own)
-            bar.update(channels[0].t - bar.n)
+    _check(scenario)
+    check_count("horizon", horizon, 1)
+    check_count("n_decisions", n_decisions, 1 + check_count("warmup_decisions", warmup_decisions), 10**9)
+    n = scenario.n_stations
+    asked = scenario.with_policies({k: Outside() for k in range(n)})
+    channels = [AskedChannel(asked, seed, k, n_decisions) for k in range(len(targets))]
+    asking = Asking(policy, np.repeat(np.asarray(targets, float), n), horizon, forget, rng)
+    with one_thread():
+        for decision in tqdm(range(n_decisions), unit="decision", disable=not progress, leave=False):
+            for channel in channels:
+                channel.go_on()
+                if decision == warmup_decisions:
+                    channel.open_window()
+            observations, rewards = (
+                np.concatenate(x) for x in zip(*((c.observations, c.rewards) for c in channels), strict=True)
+            )
+            actions = asking.act(observations, rewards).reshape(-1, n)
+            for channel, own in zip(channels, actions, strict=True):
+                channel.answer(own)
+    for channel in channels:
+        channel.go_on()
     return [channel.metrics() for channel in channels]
 
 
