@@ -61,6 +61,15 @@ def fitted(learner, dataset, seed: int = 0):
     return learner.fit(dataset, rng=np.random.default_rng(seed))
 
 
+def moved(policy, by: float = 0.2):
+    """With every weight far from its start, so that all that is given counts."""
+    draws = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for p in policy.network.parameters():
+            p += by * torch.randn(p.shape, generator=draws)
+    return policy
+
+
 def recalled(learner, k: int) -> float:
     """Nats a decision on new episodes, where there is something to recall."""
     return float(fitted(learner, recall(k)).negative_log_likelihood(recall(k, seed=1))[:, k:].mean())
@@ -155,7 +164,7 @@ def test_a_window_is_the_past_of_a_decision():
 @pytest.mark.parametrize("learner", [QUICK, MLP, GRU], ids=["madt", "mlp", "gru"])
 def test_padding_and_other_episodes_leave_a_likelihood_alone(learner):
     log = uneven()
-    policy = fitted(learner, log)
+    policy = moved(fitted(learner, log))
     whole = policy.negative_log_likelihood(log)
     assert not whole[~log.mask].any()
     for e, length in enumerate(log.lengths):
@@ -210,7 +219,7 @@ def test_an_epoch_takes_each_item_once_or_one_in_stride():
 def test_play_gives_logged_actions_the_probability_that_the_log_does(learner, steps, monkeypatch):
     """The policy is led along episode 1, asked for its return: step by step and all at once agree."""
     log = uneven()
-    policy = fitted(learner, log)
+    policy = moved(fitted(learner, log))
     policy.target = float(log.returns[1])
     nats: list[np.ndarray] = []
     logged = iter(log.actions[1].astype(np.int64))
@@ -233,7 +242,7 @@ def test_play_gives_logged_actions_the_probability_that_the_log_does(learner, st
 @pytest.mark.parametrize("learner", [QUICK, replace(QUICK, inference="cache"), MLP, GRU])
 def test_a_memory_handed_in_is_left_as_it_is(learner):
     log = uneven()
-    policy = fitted(learner, log)
+    policy = moved(fitted(learner, log))
     memory = policy.start(3, np.random.default_rng(0))
     _, memory = policy.act(log.observations[:, 0], memory, np.random.default_rng(0))
     first, _ = policy.act(log.observations[:, 1], memory, np.random.default_rng(1))
