@@ -1,9 +1,9 @@
 """The floor of a warehouse, which never changes, and all its shortest ways, computed once a map.
 
 A robot's pose is a cell and a direction; forward and a turn cost one step each. Ways keep to the aisles (the package's
-highways): a loaded robot has to, and an empty one does too, but either may start from a storage cell and end on one.
-The aisles in the middle are lanes, down on the left and up on the right; a step against the lane costs four. The two
-outer aisles are too narrow for that and lead both ways.
+highways): a loaded robot has to, and an empty one does too; either may start from a storage cell, and enter one from
+the aisle beside it at the end. The aisles in the middle are lanes, down on the left and up on the right; a step against
+the lane costs four. The two outer aisles are too narrow for that and lead both ways.
 
 Letters: C cells, numbered row by row; 4 directions: up, down, left, right.
 """
@@ -73,9 +73,8 @@ def _steps_to_cells(ahead: np.ndarray, walls: np.ndarray, toll: np.ndarray) -> n
     between = _steps_between_poses(ahead, walls, toll)  # (4C, 4C), from, to
     steps = between.reshape(4 * n_cells, n_cells, 4).min(2).T  # (C, 4C), to, from
     for goal in np.flatnonzero(walls):
-        cells, directions = np.nonzero((ahead == goal) & ~walls[:, None])
-        entries = 4 * cells + directions
-        steps[goal] = np.minimum(steps[goal], between[:, entries].min(1) + 1)
+        entries = np.flatnonzero((ahead == goal) & ~walls[:, None])  # poses
+        steps[goal] = np.minimum(steps[goal], (between[:, entries] + 1 + toll.ravel()[entries]).min(1))
     return np.minimum(steps, UNREACHABLE).astype(np.int16).reshape(n_cells, n_cells, 4)
 
 

@@ -80,14 +80,16 @@ class _Crossing:
     def _wishes(self, robot: Robot, pushers: tuple[int, ...]) -> list[int | None]:
         """Directions to go in, the fewest steps to the goal first; None is to stay, which a pushed robot may not."""
         cost: dict[int | None, int] = {}
-        turns, weight = TURNS[robot.direction], 2 if pushers else 1  # while it turns, two robots wait
-        on_the_way = 2 * robot.cell - self.robots[pushers[0]].cell if pushers else OUTSIDE
+        turns, here = TURNS[robot.direction], int(robot.steps_to_goal[robot.cell, robot.direction])
+        in_front = 2 * robot.cell - self.robots[pushers[0]].cell if pushers else OUTSIDE
         for direction, cell in enumerate(self.floor.ahead[robot.cell]):
             if cell != OUTSIDE and cell not in robot.closed:
                 onwards = 1 + int(self.floor.toll[robot.cell, direction] + robot.steps_to_goal[cell, direction])
-                cost[direction] = weight * turns[direction] + onwards + IN_THE_WAY * (cell == on_the_way)
+                cost[direction] = turns[direction] + onwards
+                if pushers and cost[direction] > here:  # not its own way: while it turns, two robots wait
+                    cost[direction] += turns[direction] + IN_THE_WAY * (cell == in_front)
         if not pushers:
-            cost[None] = int(robot.steps_to_goal[robot.cell, robot.direction]) + 1 + robot.waited
+            cost[None] = here + 1 + robot.waited
         return sorted((w for w in cost if cost[w] < UNREACHABLE), key=lambda wish: (cost[wish], wish is None))
 
     def _head_for(self, i: int, direction: int, pushers: tuple[int, ...]) -> int:
