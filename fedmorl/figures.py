@@ -461,6 +461,29 @@ def stacked_counts(table: "pd.DataFrame", *, x_label: str) -> Picture:
         return _legend(figure, [axis], columns=len(table.columns))
 
 
+# ---------------------------------------------------------------------------------------- ways on a floor
+
+
+def ways(
+    standing: np.ndarray, x: np.ndarray, y: np.ndarray, marks: "Mapping[str, Sequence[tuple[int, int]]]"
+) -> Picture:
+    """Where N robots have been on a floor: `standing` (rows, columns) bool in grey, x and y (steps, N) [cells].
+
+    `marks` are words to write on cells (x, y). Lines lie side by side, so that two on one way are both seen.
+    """
+    with rc_context(STYLE):
+        figure, axis = _axes(height=4.6)
+        axis.imshow(standing, cmap="Greys", vmin=0, vmax=5)
+        for k in range(x.shape[1]):
+            aside = 0.16 * (k - (x.shape[1] - 1) / 2)
+            axis.plot(x[:, k] + aside, y[:, k] + aside, lw=1.4, marker=".", ms=3, label=f"robot {k}")
+        for word, cells in marks.items():
+            for cell in cells:
+                axis.text(*cell, word, ha="center", va="center", fontsize=8)
+        axis.set(xlabel="x [cells]", ylabel="y [cells]")
+        return _legend(figure, [axis])
+
+
 # ---------------------------------------------------------------------------------------------- shared
 
 
