@@ -51,12 +51,15 @@ class Echo:
 
 
 def untrained(seed=0, length=6, kind="nplr", **learner):
-    config = MADS4(H=16, N=4, n_blocks=2, kind=kind, **learner)
+    config = MADS4(H=16, N=4, n_blocks=2, kind=kind, **{"norm": "batch"} | learner)
+    generator = torch.Generator().manual_seed(seed)
     actor = MADS4Actor(
-        N_ACTIONS, 2, N_ACTIONS, H=16, N=4, n_blocks=2, kind=kind, length=length,
-        share=config.share, message=config.message, message_action=config.message_action,
-        generator=torch.Generator().manual_seed(seed),
+        N_ACTIONS, 2, N_ACTIONS, H=16, N=4, n_blocks=2, kind=kind, length=length, generator=generator,
+        share=config.share, message=config.message, message_action=config.message_action, norm=config.norm,
     )  # fmt: skip
+    for name, statistic in actor.named_buffers():
+        if "norm" in name:
+            statistic.copy_(0.5 + torch.rand(statistic.shape, generator=generator))  # each turn its own
     return MADS4Policy(actor.eval(), config, scale=2.0, target=5.0)
 
 
@@ -124,6 +127,7 @@ VARIANTS = [
     {"order": "shuffle"},
     {"kind": "s4d-lin"},
     {"length": 0},
+    {"norm": "layer"},
 ]
 
 
@@ -206,8 +210,10 @@ def test_A_and_dt_stay_bit_for_bit_and_B_C_D_move(gradient):
     assert moved == {"B", "C", "D"}
     free, _ = replace(QUICK, gradient=gradient, freeze_A=False).fit(policy, Echo(), rng=np.random.default_rng(0))
     assert {name.rpartition(".")[2] for name in changed(before, weights(free)) if ".s4." in name} >= set(FROZEN)
+    statistics = {name for name in before if name.endswith(("norm.mean", "norm.variance"))}
+    assert len(statistics) == 4
     for one in (tuned, free):
-        assert not {name for name in changed(before, weights(one)) if "running" in name or "observation" in name}
+        assert not statistics & changed(before, weights(one))
         assert all(parameter.requires_grad for parameter in one.actor.parameters())
 
 
