@@ -185,7 +185,7 @@ def test_a_loss_is_the_mean_over_decisions_that_were_made(learner):
     assert policy.history[0] == pytest.approx((nats * times).sum() / times.sum(), rel=1e-5)
 
 
-def test_an_epoch_takes_each_item_once_or_one_in_stride():
+def test_an_epoch_takes_each_item_once_or_one_in_stride_and_the_rate_ends_at_a_twentieth():
     weight = torch.nn.Parameter(torch.zeros(1))
     for stride, taken in ((1, 10), (3, 4)):
         seen: list[int] = []
@@ -194,11 +194,11 @@ def test_an_epoch_takes_each_item_once_or_one_in_stride():
             seen.extend(rows)
             return weight.square().sum(), len(rows)
 
-        team_cloning.train(
-            loss, 10, 4, 2, torch.optim.AdamW([weight]), stride=stride, clip=1.0, rng=np.random.default_rng(0),
-            progress=False,
-        )  # fmt: skip
+        optimiser = torch.optim.AdamW([weight], lr=0.1)
+        how = {"stride": stride, "clip": 1.0, "rng": np.random.default_rng(0), "progress": False}
+        team_cloning.train(loss, 10, 3, 2, optimiser, **how)
         assert len(seen) == 2 * taken and all(len({*part}) == taken for part in (seen[:taken], seen[taken:]))
+        assert optimiser.param_groups[0]["lr"] == pytest.approx(0.005)
 
 
 # --- play -------------------------------------------------------------------------------------------------

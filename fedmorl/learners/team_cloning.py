@@ -21,7 +21,7 @@ from fedmorl.learners.mads4 import ACTS, choose
 from fedmorl.nn.gru import GRUNetwork
 from fedmorl.nn.mlp import mlp, torch_generator
 
-FORMS = ("mlp", "gru")
+RATES = {"mlp": 5e-4, "gru": 2e-3}  # of each form; the GRU's updates are few, an episode being one item
 KIND = "cloned team"  # what a file says that it holds
 LR_END = 0.05  # share of the learning rate at which its cosine ends
 
@@ -37,7 +37,7 @@ class TeamCloning:
     width : of the GRU.
     previous_action : the GRU is told its own last action too.
     epochs, learning_rate, weight_decay, clip : AdamW, the rate falling to a twentieth by a cosine, the gradient clipped
-        to norm `clip`; the last update counts.
+        to norm `clip`; the last update counts. A rate of None is the form's own, see `RATES`.
     batch_size : decisions in an update of the MLP.
     batch_episodes : whole episodes in an update of the GRU.
     act : "sample" or "argmax".
@@ -50,13 +50,13 @@ class TeamCloning:
     epochs: int = 20
     batch_size: int = 128
     batch_episodes: int = 4
-    learning_rate: float = 5e-4
+    learning_rate: float | None = None
     weight_decay: float = 0.0
     clip: float = 1.0
     act: str = "sample"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("form", FORMS), ("act", ACTS)):
+        for name, allowed in (("form", tuple(RATES)), ("act", ACTS)):
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
         for name in ("epochs", "batch_size", "batch_episodes"):
@@ -70,9 +70,8 @@ class TeamCloning:
         }
         policy = TeamCloningPolicy(ClonedTeam(self, **sizes, generator=torch_generator(rng)), self)
         policy.network.view.standardise(dataset)
-        optimiser = torch.optim.AdamW(
-            policy.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
-        )
+        rate = RATES[self.form] if self.learning_rate is None else self.learning_rate
+        optimiser = torch.optim.AdamW(policy.network.parameters(), lr=rate, weight_decay=self.weight_decay)
         one_step = self.form == "mlp"
         items = np.argwhere(dataset.mask) if one_step else np.arange(len(dataset))
         batch = max(self.batch_size // dataset.n_agents, 1) if one_step else self.batch_episodes
