@@ -67,6 +67,10 @@ class LocalExpert:
     load and next cell (`fedmorl.tasks.rware_traffic`). The priority is 1000 with a requested shelf on board, plus the
     steps spent on the present purpose; of equals the lower index goes first. A robot that does not come nearer to its
     goal than ever before, for 8 steps in which nobody asked it to give way, moves at random for three.
+
+    Departs from source: MADS4's data come from a learned policy of AlberDICE's authors. Aisles, lanes and rounds slow
+    this one to their returns (12.77 with two robots, tiny): driving under the shelves to the nearest place not seen
+    lately, it earned 16.6.
     """
 
     task: str = "tiny-2ag"
