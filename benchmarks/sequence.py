@@ -83,9 +83,9 @@ def s4(kind: str) -> tuple[Program, Program, int]:
 
     player = MADS4Actor(SIZE, AGENTS, ACTIONS, kind=kind, length=LENGTH, generator=generator()).eval()
     with torch.no_grad():
-        one, before = inputs_of(player, 1), player.blocks.initial_state(1)
+        one, before, folded = inputs_of(player, 1), player.blocks.initial_state(1), player.fold()
     train = updating(actor, parameter_groups(actor), logits)
-    return (train, TRAJECTORIES * LENGTH), (lambda: player.step(one, before), 1), n_parameters(actor)
+    return (train, TRAJECTORIES * LENGTH), (lambda: player.step(one, before, folded), 1), n_parameters(actor)
 
 
 def dt(context: int) -> tuple[Program, Program, Program, int]:

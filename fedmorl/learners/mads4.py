@@ -188,6 +188,7 @@ class MADS4Policy:
         self.actor, self.config, self.scale, self.target = actor, config, scale, target
         self.history: list[float] = []
         self._recurrence: list[Recurrence] | None = None
+        self._folded: tuple[Tensor, Tensor] | None = None
         for name, fill in (("observation_mean", 0.0), ("observation_sd", 1.0)):
             if not hasattr(actor, name):
                 actor.register_buffer(name, torch.full((actor.observation_size,), fill, device=_of(actor)))
@@ -269,7 +270,7 @@ class MADS4Policy:
             raise ValueError(f"target must be a finite return; got {self.target}")
         if self._recurrence is None:
             with torch.no_grad(), one_thread():
-                self._recurrence = actor.blocks.recurrence()
+                self._recurrence, self._folded = actor.blocks.recurrence(), actor.fold()
         order = np.tile(np.arange(n), (batch, 1))
         if self.config.order == "shuffle":
             order = rng.permuted(order, axis=1)
@@ -326,7 +327,7 @@ class MADS4Policy:
             turn=k,
         )
         with torch.inference_mode():
-            logits, message, state = self.actor.step(inputs, memory.states[k])
+            logits, message, state = self.actor.step(inputs, memory.states[k], self._folded)
         return logits.double().cpu().numpy(), message, state
 
     def standardised(self, observations: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Letters: B episodes, L steps, n agents, O observation, A actions, H channels, D 
 the data by a one-hot id, and hears the agent before it by a message m_(i-1); the first hears zeros (MADS4, eq. (5)).
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -112,9 +112,12 @@ class MADS4Actor(nn.Module):
             latent = None
         return self._heads(z, latent)
 
-    def step(self, inputs: Inputs, state: list[S4State]) -> tuple[Tensor, Tensor, list[S4State]]:
-        """One step of one agent: logits (B, A), message (B, D) and its next state."""
-        z, state = self.blocks.step(self.encode(inputs), state, inputs.turn)
+    def step(
+        self, inputs: Inputs, state: list[S4State], folded: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, list[S4State]]:
+        """One step of one agent: logits (B, A), message (B, D) and its next state; `folded` is `self.fold()`."""
+        u = self.encode(inputs) if folded is None else functional.relu(functional.linear(_row(inputs), *folded))
+        z, state = self.blocks.step(u, state, inputs.turn)
         logits, message = self._heads(z, self.blocks.read(state) if self.message == "state" else None)
         return logits, message, state
 
@@ -129,6 +132,20 @@ class MADS4Actor(nn.Module):
             self.listen(inputs.message),
         ]
         return functional.relu(self.project(torch.cat(encoded, -1)))
+
+    def fold(self) -> tuple[Tensor, Tensor]:
+        """The encoders and the projection as one affine map, weight (H, inputs) and bias (H,): `encode` in one product.
+
+        Nothing bends between them, so they are one map of all inputs in a row; made once a checkpoint, for play.
+        """
+        *encoders, project = (
+            cast("nn.Linear", module[0])
+            for module in (self.observe, self.recall_action, self.aim, self.listen, self.project)
+        )
+        parts = project.weight.chunk(4, 1)
+        weight = torch.cat([part @ encoder.weight for part, encoder in zip(parts, encoders, strict=True)], 1)
+        biases = [part @ encoder.bias for part, encoder in zip(parts, encoders, strict=True)]
+        return weight.detach(), torch.stack([*biases, project.bias]).sum(0).detach()
 
     def silence(self, *shape: int) -> Tensor:
         """What the first agent hears: zeros (..., D)."""
@@ -145,3 +162,8 @@ class MADS4Actor(nn.Module):
         latent = functional.relu(self.tell(z) if self.tell is not None else latent)  # type: ignore[arg-type]
         told = {"latent": (latent,), "logits": (logits,), "both": (latent, logits)}[self.share]
         return logits, torch.cat(told, -1)
+
+
+def _row(inputs: Inputs) -> Tensor:
+    """All inputs of one step side by side, (B, O + n + A + 1 + D)."""
+    return torch.cat(inputs[:5], -1)

@@ -49,7 +49,10 @@ class MaskedBatchNorm(nn.Module):
 
         In training too: a step has no batch to speak of.
         """
-        return (u_t - self.mean[turn]) * torch.rsqrt(self.variance[turn] + self.eps) * self.weight + self.bias
+        mean, variance = self.mean[turn], self.variance[turn]
+        if isinstance(turn, int):
+            return functional.batch_norm(u_t, mean, variance, self.weight, self.bias, eps=self.eps)
+        return (u_t - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 
 
 class StepNorm(nn.LayerNorm):
