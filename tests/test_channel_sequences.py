@@ -100,6 +100,17 @@ def test_a_draw_costs_ln_cw_plus_1_however_it_is_spread_over_decisions(csma_ca):
     assert spread / np.isfinite(draws).sum() == pytest.approx(np.nanmean(draws), abs=1e-9)
 
 
+def test_a_window_tells_the_hazard_from_its_first_success_on_and_not_before(csma_ca):
+    actions, outcomes = stations_of(csma_ca)
+    rule, window = DrawRule.of(Scenario.uniform(CSMA_CA, 5)), np.s_[:, 5_000:5_500]
+    inside = transmit_hazard(actions[window], outcomes[window], rule)
+    after_success = np.cumsum(outcomes[window] == 3, axis=1) - (outcomes[window] == 3) > 0
+    np.testing.assert_array_equal(np.isfinite(inside), after_success)
+    np.testing.assert_array_equal(
+        inside[after_success], transmit_hazard(actions, outcomes, rule)[window][after_success]
+    )
+
+
 def test_hazard_is_the_share_of_those_who_send(csma_ca):
     """Among decisions of equal hazard h, a share h sends: 4.5 standard errors at each of the hazards met often."""
     actions, outcomes = stations_of(csma_ca)
@@ -135,6 +146,9 @@ def test_excess_is_0_for_the_rule_itself_and_what_it_costs_more_for_a_constant_r
     least = least_nats(actions, outcomes, rule)
     oracle = excess_nats(np.nan_to_num(least), actions, outcomes, rule)
     assert oracle.settled == 0
+    after_success = np.isfinite(least)
+    dearer = excess_nats(np.nan_to_num(least) + 0.01, actions, outcomes, rule).settled
+    assert dearer == pytest.approx(0.01 * after_success.sum() / actions[after_success].sum(), rel=1e-9)
     constant = excess_nats(-np.log(np.where(actions == 1, rate, 1 - rate)), actions, outcomes, rule)
     per_attempt = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate)) / rate
     assert constant.overall == pytest.approx(per_attempt - constant.least, rel=1e-9)
@@ -164,9 +178,10 @@ class Hashing:
     target = 5.0
 
     def __init__(self, station=0):
-        self.station, self.seen, self.received = station, [], []
+        self.station, self.seen, self.received, self.n_started = station, [], [], 0
 
     def start(self, batch, rng):
+        self.n_started += 1
         return np.zeros(batch)
 
     def act(self, observations, memory, rng=None):
@@ -214,6 +229,14 @@ def test_each_channel_asks_for_its_own_target_and_again_after_the_horizon():
     asked = np.stack(policy.received)[::4]  # `Hashing` starts at 0 where its own target, 5, is asked for
     np.testing.assert_allclose(asked, np.tile([0.0] * 3 + [-8.0] * 3, (11, 1)), atol=1e-9)
     assert not np.allclose(policy.received[3], asked[0])
+
+
+def test_memory_begins_anew_after_the_horizon_only_if_it_is_to_be_forgotten():
+    for forget, started in ((True, 11), (False, 1)):
+        policy = Hashing()
+        play(policy, Scenario.uniform(CSMA_CA, 3), [5.0], horizon=4, n_decisions=41, forget=forget)
+        assert policy.n_started == started
+        np.testing.assert_allclose(np.stack(policy.received)[::4], 0, atol=1e-9)  # asked for 5 again, either way
 
 
 def test_channels_do_not_depend_on_who_else_is_played():

@@ -71,7 +71,9 @@ def changed(before, after):
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-QUICK = MAPPO(iterations=2, warmup=0, episodes=4, epochs=2, minibatches=2, actor_rate=1e-3, hidden=16)
+QUICK = MAPPO(
+    iterations=2, warmup=0, episodes=4, epochs=2, minibatches=2, critic_minibatches=2, actor_rate=1e-3, hidden=16
+)
 
 
 # --- equations ----------------------------------------------------------------------------------------------

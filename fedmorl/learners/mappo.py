@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedmorl.evaluation.team import EVALUATION_SEED, TeamTask
 from fedmorl.federated.clients import one_thread
@@ -47,8 +48,8 @@ class MAPPO:
     ----------
     iterations : of playing and learning, in all.
     warmup : the first so many train the critic alone (section 4.2: "the actor network is kept frozen initially").
-    episodes, epochs, minibatches : an iteration plays `episodes` side by side and goes over them `epochs` times, each
-        time in `minibatches` parts.
+    episodes, epochs : an iteration plays `episodes` side by side, and critic and actor go over them `epochs` times.
+    minibatches, critic_minibatches : parts of a pass, an update each; a critic wants more than an actor bears.
     actor_rate, critic_rate, max_norm : Adam's rates, and the norm to which each gradient is clipped.
     clip : of the probability ratio, epsilon.
     gamma, lam : discount and lambda of the advantages, see `generalised_advantages`.
@@ -75,6 +76,7 @@ class MAPPO:
     episodes: int = 8
     epochs: int = 10
     minibatches: int = 4
+    critic_minibatches: int = 16
     actor_rate: float = 1e-4
     critic_rate: float = 5e-4
     max_norm: float = 10.0
@@ -93,7 +95,7 @@ class MAPPO:
         for name, allowed in (("surrogate", SURROGATES), ("gradient", tuple(ROUTES)), ("value_target", VALUE_TARGETS)):
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
-        for name in ("iterations", "episodes", "epochs", "minibatches", "hidden"):
+        for name in ("iterations", "episodes", "epochs", "minibatches", "critic_minibatches", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1; got {getattr(self, name)}")
         for name in ("actor_rate", "critic_rate", "max_norm"):
@@ -117,9 +119,10 @@ class MAPPO:
 
         A row holds `iteration`, `frozen` (the actor stood still), `env_steps` (joint steps so far), `target` (the
         return asked for), `return_mean` and `return_sd` over the episodes played before the update, the mean of each
-        number that the task tells besides (such as `team_deliveries`), `value_loss`, `entropy` [nats a decision], and
-        of the last epoch `clip_share` (decisions whose ratio left 1 +- clip) and `kl` (from the policy that played, in
-        nats a decision).
+        number that the task tells besides (such as `team_deliveries`), `explained` (share of the variance of what came,
+        the lambda returns, that the critic had foreseen), `entropy` [nats a decision], and of the last epoch
+        `value_loss`, `clip_share` (decisions whose ratio left 1 +- clip) and `kl` (from the policy that played, in nats
+        a decision).
 
         Raises
         ------
@@ -215,39 +218,51 @@ class _Tuning:
         advantages = generalised_advantages(
             rollout.rewards, values, rollout.terminated, rollout.truncated, config.gamma, config.lam
         )
-        scaled = standardised(advantages, rollout.mask)
-        entropy = float(entropies(old)[rollout.mask].mean())
-        for _ in range(config.epochs):
-            told = []
-            for b, t in parts(rollout, config.minibatches, self.generator, whole=config.gradient == "conv"):
-                value_loss = self._improve_critic(rollout, (values[:, :-1] + advantages)[b, t], b, t)
-                kl = clipped = 0.0
-                if not self.frozen:
-                    kl, clipped = self._improve_actor(policy, rollout, old[b, t], scaled[b, t], b, t)
-                told.append((len(b) * value_loss, len(b) * kl, len(b) * clipped))
-        value_loss, kl, clipped = (sum(x) / rollout.n_steps for x in zip(*told, strict=True))
-        return {"value_loss": value_loss, "entropy": entropy, "clip_share": clipped, "kl": kl}
+        came = values[:, :-1] + advantages  # the lambda returns
+        told = {
+            "explained": 1 - float(advantages[rollout.mask].var() / came[rollout.mask].var().clamp_min(1e-12)),
+            "entropy": float(entropies(old)[rollout.mask].mean()),
+            "value_loss": self._improve_critic(rollout, came),
+        }
+        clip_share, kl = 0.0, 0.0
+        if not self.frozen:
+            clip_share, kl = self._improve_actor(policy, rollout, old, standardised(advantages, rollout.mask))
+        return told | {"clip_share": clip_share, "kl": kl}
 
-    def _improve_critic(self, rollout: Rollout, lambda_returns: Tensor, b: Tensor, t: Tensor) -> float:
-        target = lambda_returns
-        if self.config.value_target == "bellman":
-            with torch.no_grad():
-                following = self.critic(rollout.situations[b, t + 1])
-            target = bellman_targets(rollout.rewards[b, t], following, rollout.terminated[b, t], self.config.gamma)
-        loss = ((self.critic(rollout.situations[b, t]) - target) ** 2).mean()
-        _step(self.critic_optimiser, loss, self.config.max_norm)
-        return float(loss.detach())
+    def _improve_critic(self, rollout: Rollout, lambda_returns: Tensor) -> float:
+        """Algorithm 2, lines 20 and 21; the mean loss of the last epoch."""
+        for _ in range(self.config.epochs):
+            total = 0.0
+            for b, t in parts(rollout, self.config.critic_minibatches, self.generator, whole=False):
+                target = self._value_targets(rollout, lambda_returns, b, t)
+                loss = functional.mse_loss(self.critic(rollout.situations[b, t]), target)
+                _step(self.critic_optimiser, loss, self.config.max_norm)
+                total += len(b) * float(loss.detach())
+        return total / rollout.n_steps
+
+    def _value_targets(self, rollout: Rollout, lambda_returns: Tensor, b: Tensor, t: Tensor) -> Tensor:
+        if self.config.value_target == "lambda":
+            return lambda_returns[b, t]
+        with torch.no_grad():
+            following = self.critic(rollout.situations[b, t + 1])
+        return bellman_targets(rollout.rewards[b, t], following, rollout.terminated[b, t], self.config.gamma)
 
     def _improve_actor(
-        self, policy: MADS4Policy, rollout: Rollout, old: Tensor, advantages: Tensor, b: Tensor, t: Tensor
+        self, policy: MADS4Policy, rollout: Rollout, old: Tensor, advantages: Tensor
     ) -> tuple[float, float]:
+        """Algorithm 2, line 23; share of clipped decisions and KL divergence in the last epoch."""
         config, route = self.config, ROUTES[self.config.gradient]
-        new, taken = route(policy, rollout, b, t), rollout.taken[b, t][..., None]  # (R, n, A), (R, n, 1)
-        ratio = (new.gather(-1, taken) - old.gather(-1, taken)).exp()[..., 0]  # (R, n)
-        gain = clipped_surrogate(ratio, advantages[:, None], config.clip, config.surrogate)
-        _step(self.actor_optimiser, -(gain + config.entropy * entropies(new)).mean(), config.max_norm)
-        kl = (old.exp() * (old - new.detach())).sum(-1).mean()
-        return float(kl), float(((ratio.detach() - 1).abs() > config.clip).float().mean())
+        for _ in range(config.epochs):
+            clipped = kl = 0.0
+            for b, t in parts(rollout, config.minibatches, self.generator, whole=config.gradient == "conv"):
+                new, before = route(policy, rollout, b, t), old[b, t]  # (R, n, A)
+                taken = rollout.taken[b, t][..., None]
+                ratio = (new.gather(-1, taken) - before.gather(-1, taken)).exp()[..., 0]  # (R, n)
+                gain = clipped_surrogate(ratio, advantages[b, t, None], config.clip, config.surrogate)
+                _step(self.actor_optimiser, -(gain + config.entropy * entropies(new)).mean(), config.max_norm)
+                clipped += len(b) * float(((ratio.detach() - 1).abs() > config.clip).float().mean())
+                kl += len(b) * float((before.exp() * (before - new.detach())).sum(-1).mean())
+        return clipped / rollout.n_steps, kl / rollout.n_steps
 
 
 def _step(optimiser: torch.optim.Optimizer, loss: Tensor, max_norm: float) -> None:
