@@ -218,8 +218,10 @@ def test_a_station_sees_and_gets_what_its_log_would_hold():
 def test_measures_are_those_of_the_same_policies_asked_one_by_one():
     scenario = Scenario.uniform(CSMA_CA, 3)
     (metrics,) = play(Hashing(), scenario, [0.0], n_decisions=2_000, warmup_decisions=500)
-    alone = Simulation(scenario.with_policies({k: Hashing(k) for k in range(3)}), seed=4).run(metrics.warmup_slots)
-    same = alone.open_window().run(metrics.warmup_slots + metrics.window_slots).metrics()
+    alone = scenario.with_policies({k: Hashing(k) for k in range(3)})
+    slots = collect_dca_logs(alone, 2_001, seed=4, warmup_slots=0).extras["slots"][0]
+    assert (metrics.warmup_slots, metrics.window_slots) == (slots[500], slots[2_000] - slots[500])
+    same = Simulation(alone, seed=4).run(int(slots[500])).open_window().run(int(slots[2_000])).metrics()
     assert metrics.to_dict() == pytest.approx(same.to_dict(), nan_ok=True) and metrics.delivered > 50
 
 
