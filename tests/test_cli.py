@@ -156,7 +156,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(toy: Toy) -
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
     done = fedmorl("run", str(source), "-o", str(output), "--force", preexec_fn=small_files)
-    last_line = done.stderr.strip().splitlines()[-1]  # a kernel stopped in the middle may log its own farewell before it
+    last_line = done.stderr.strip().splitlines()[
+        -1
+    ]  # a kernel stopped in the middle may log its own farewell before it
     assert done.returncode != 0 and done.stdout == ""
     assert re.search(r"^fedmorl run: cannot write \S*out.*ipynb: File too large; out.ipynb was not changed", last_line)
     assert output.read_text() == "the old output"

@@ -76,6 +76,11 @@ def test_padding_changes_no_probability():
     assert not alone[0, 4:].any()
 
 
+def test_a_batch_of_one_played_step_is_trained_on():
+    policy = SMALL.fit(team(1, 12, 2, lengths=[1]), rng=np.random.default_rng(0))
+    assert np.isfinite(policy.history).all()
+
+
 def test_an_agent_hears_its_predecessor_and_an_independent_one_does_not():
     log = symbols(40, 30, 2)
     learner = replace(SMALL, H=16, N=4, epochs=10, batch_size=4, learning_rate=1e-2, dropout=0.0)

@@ -116,27 +116,21 @@ class MADS4Actor(nn.Module):
         self, inputs: Inputs, state: list[S4State], folded: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, list[S4State]]:
         """One step of one agent: logits (B, A), message (B, D) and its next state; `folded` is `self.fold()`."""
-        u = self.encode(inputs) if folded is None else functional.relu(functional.linear(_row(inputs), *folded))
-        z, state = self.blocks.step(u, state, inputs.turn)
+        z, state = self.blocks.step(self.encode(inputs, folded), state, inputs.turn)
         logits, message = self._heads(z, self.blocks.read(state) if self.message == "state" else None)
         return logits, message, state
 
-    def encode(self, inputs: Inputs) -> Tensor:
+    def encode(self, inputs: Inputs, folded: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(..., H): the four encoders side by side, projected; MADS4, section 4.1 (ii) and (i)."""
         agent = inputs.agent if inputs.observation.ndim == 2 else inputs.agent[:, None]
         agent = agent.expand(*inputs.observation.shape[:-1], -1)
-        encoded = [
-            self.observe(torch.cat((inputs.observation, agent), -1)),
-            self.recall_action(inputs.previous_action),
-            self.aim(inputs.return_to_go),
-            self.listen(inputs.message),
-        ]
-        return functional.relu(self.project(torch.cat(encoded, -1)))
+        row = torch.cat((inputs.observation, agent, inputs.previous_action, inputs.return_to_go, inputs.message), -1)
+        return functional.relu(functional.linear(row, *(folded or self.fold())))
 
     def fold(self) -> tuple[Tensor, Tensor]:
-        """The encoders and the projection as one affine map, weight (H, inputs) and bias (H,): `encode` in one product.
+        """The encoders and the projection as one affine map of all inputs in a row: weight (H, inputs), bias (H,).
 
-        Nothing bends between them, so they are one map of all inputs in a row; made once a checkpoint, for play.
+        Nothing bends between them, so this is what they are, in one product where they would take five.
         """
         *encoders, project = (
             cast("nn.Linear", module[0])
@@ -145,7 +139,7 @@ class MADS4Actor(nn.Module):
         parts = project.weight.chunk(4, 1)
         weight = torch.cat([part @ encoder.weight for part, encoder in zip(parts, encoders, strict=True)], 1)
         biases = [part @ encoder.bias for part, encoder in zip(parts, encoders, strict=True)]
-        return weight.detach(), torch.stack([*biases, project.bias]).sum(0).detach()
+        return weight, torch.stack([*biases, project.bias]).sum(0)
 
     def silence(self, *shape: int) -> Tensor:
         """What the first agent hears: zeros (..., D)."""
@@ -162,8 +156,3 @@ class MADS4Actor(nn.Module):
         latent = functional.relu(self.tell(z) if self.tell is not None else latent)  # type: ignore[arg-type]
         told = {"latent": (latent,), "logits": (logits,), "both": (latent, logits)}[self.share]
         return logits, torch.cat(told, -1)
-
-
-def _row(inputs: Inputs) -> Tensor:
-    """All inputs of one step side by side, (B, O + n + A + 1 + D)."""
-    return torch.cat(inputs[:5], -1)

@@ -39,8 +39,9 @@ class MaskedBatchNorm(nn.Module):
     def forward(self, u: Tensor, mask: Tensor | None = None, turn: int = 0) -> Tensor:
         """u (B, L, H), mask (B, L) -> (B, L, H): equal to the norm of all played steps in one row, (steps, H)."""
         played = u.flatten(0, 1) if mask is None else u[mask]
+        training = self.training and len(played) > 1  # one step alone has no variance
         normed = functional.batch_norm(
-            played, self.mean[turn], self.variance[turn], self.weight, self.bias, self.training, self.momentum, self.eps
+            played, self.mean[turn], self.variance[turn], self.weight, self.bias, training, self.momentum, self.eps
         )
         return normed.view_as(u) if mask is None else torch.zeros_like(u).masked_scatter(mask[..., None], normed)
 
@@ -215,5 +216,7 @@ def dropped(x: Tensor, share: float, generator: torch.Generator | None) -> Tenso
     """x with a share of its entries set to zero and the others raised to keep the mean, drawn from `generator`."""
     if generator is None:
         raise ValueError("generator must be given for training with dropout; pass a torch.Generator, or dropout=0")
-    kept = torch.rand(x.shape, generator=generator, device=generator.device).to(x.device) >= share
-    return x * kept / (1 - share)
+    quarter = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=generator.device)
+    drawn = quarter.random_(-(2**63), None, generator=generator).view(torch.int16)[: x.numel()]  # four of one draw
+    kept = drawn >= round(share * 2**16) - 2**15
+    return x * kept.view(x.shape).to(x).div_(1 - share)

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+CHANNELS_AT_ONCE = 8  # of a kernel's table of fractions: N = 96 and L = 500 make it 1.5 MB
+
 
 class Recurrence(NamedTuple):
     """One step: x' = Abar x - left (right . x) + Bbar u, then y = C . x'.
@@ -125,15 +127,60 @@ def cauchy_sums(numerators: Tensor, poles: Tensor, half_angle: Tensor) -> Tensor
     The two fractions of a pair have one denominator, |lambda|^2 c^2 - 4 s^2 - 4 i s c Re(lambda), and the numerator
     4 i s Re(v) - 2 c Re(v conj(lambda)): two real sums over one table, whatever Q is.
     """
-    s, c = half_angle.sin(), half_angle.cos()
-    real = (poles.real**2 + poles.imag**2)[..., None] * c**2 - 4 * s**2  # (H, M, F)
-    imaginary = poles.real[..., None] * (-4 * s * c)
-    norm = real**2 + imaginary**2
-    table = torch.stack([real / norm, -imaginary / norm], dim=-1).flatten(-2)  # 1 / denominator: (H, M, 2 F)
     weights = torch.cat([4 * numerators.real, -2 * (numerators * poles.conj()).real])  # (2 Q, H, M)
-    sums = torch.view_as_complex((weights.transpose(0, 1) @ table).unflatten(-1, (-1, 2)))  # (H, 2 Q, F)
-    rising, level = sums.transpose(0, 1).chunk(2)
-    return 1j * s * rising + c * level
+    size, decay = (x.expand(weights.shape[1], -1) for x in (poles.real**2 + poles.imag**2, poles.real))
+    sums = _PairFractions.apply(weights.transpose(0, 1), size, decay, half_angle)  # (H, 2 Q, 2, F)
+    rising, level = torch.complex(sums[..., 0, :], sums[..., 1, :]).transpose(0, 1).chunk(2)
+    return 1j * half_angle.sin() * rising + half_angle.cos() * level
+
+
+class _PairFractions(torch.autograd.Function):
+    """sum over n of w_n / (|lambda_n|^2 c^2 - 4 s^2 - 4 i s c Re(lambda_n)), its two parts: (H, W, M) -> (H, W, 2, F).
+
+    Most of a kernel's cost. Of the table of fractions T = 1 / d the gradient needs dT = -T^2 dd alone, where autograd
+    would keep and pass through every factor of T. A few channels at a time, so that the table stays in the cache.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, size: Tensor, decay: Tensor, half_angle: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, size, decay, half_angle)
+        few = zip(*(x.split(CHANNELS_AT_ONCE) for x in (weights, size, decay)), strict=True)
+        return torch.cat([(w @ _fractions(a, b, half_angle).flatten(-2)).unflatten(-1, (2, -1)) for w, a, b in few])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        *of, half_angle = ctx.saved_tensors
+        few = zip(*(x.split(CHANNELS_AT_ONCE) for x in (gradient.flatten(-2), *of)), strict=True)
+        parts = [_fractions_backward(half_angle, g, w, a, b) for g, w, a, b in few]
+        return *(torch.cat(part) for part in zip(*parts, strict=True)), None  # type: ignore[return-value]
+
+
+def _fractions(size: Tensor, decay: Tensor, half_angle: Tensor) -> Tensor:
+    """The table T of `_PairFractions`, real and imaginary part: (H, M) -> (H, M, 2, F)."""
+    s, c = half_angle.sin(), half_angle.cos()
+    table = size.new_empty(*size.shape, 2, len(half_angle))
+    real = torch.addcmul(-4 * s**2, size[..., None], c**2)
+    imaginary = decay[..., None] * (4 * s * c)  # of the conjugate
+    norm = torch.addcmul(real**2, imaginary, imaginary).reciprocal_()
+    torch.mul(real, norm, out=table[..., 0, :])
+    torch.mul(imaginary, norm, out=table[..., 1, :])
+    return table
+
+
+def _fractions_backward(
+    half_angle: Tensor, gradient: Tensor, weights: Tensor, size: Tensor, decay: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of weights, size and decay, from that of the sums (H, W, 2 F)."""
+    s, c = half_angle.sin(), half_angle.cos()
+    table = _fractions(size, decay, half_angle)
+    real, imaginary = table.unbind(-2)
+    into_real, into_imaginary = (weights.mT @ gradient).unflatten(-1, (2, -1)).unbind(-2)  # gradient of T
+    square_real = torch.addcmul(real**2, imaginary, imaginary, value=-1)
+    square_imaginary = 2 * real * imaginary
+    along = torch.addcmul(into_real * square_real, into_imaginary, square_imaginary)
+    across = torch.addcmul(into_imaginary * square_real, into_real, square_imaginary, value=-1)
+    return gradient @ table.flatten(-2).mT, along @ -(c**2), across @ (4 * s * c)
 
 
 def diagonal_kernel(log_Abar: Tensor, Bbar: Tensor, C: Tensor, length: int) -> Tensor:
