@@ -37,8 +37,10 @@ def connect(
     import dask
     from distributed.utils import silence_logging_cmgr
 
-    # A death is our business, not the scheduler's: it retries nothing.
-    dask.config.set({"distributed.scheduler.allowed-failures": 0, "distributed.comm.timeouts.connect": ANSWER_S})
+    # A death is our business, not the scheduler's: it retries nothing. No worker holds a run that another could start.
+    ours = {"allowed-failures": 0, "worker-saturation": 1.0}
+    dask.config.set({f"distributed.scheduler.{name}": value for name, value in ours.items()})
+    dask.config.set({"distributed.comm.timeouts.connect": ANSWER_S})
     stack = contextlib.ExitStack()
     with silence_logging_cmgr(logging.CRITICAL):
         try:

@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fedmorl.batch import engine
 from fedmorl.batch.grid import Run, Sweep
@@ -239,14 +239,18 @@ class _Master:
                     flying.add(future)
 
     def _submit_some(self, waiting: "deque[Run] | list[Run]", count: int) -> "list[Future]":
-        """Hand the next runs over. The key says which run and which time, so one id never runs twice at once."""
+        """Hand the next runs over. The key says which run and which time, so one id never runs twice at once.
+
+        Its first part is the same for all: of a group that large Dask gives a worker no run before it can start it.
+        With a group for each run it would deal all of them out at the start, and leave workers idle beside full ones.
+        """
         taken = [
             waiting.popleft() if isinstance(waiting, deque) else waiting.pop(0) for _ in range(min(count, len(waiting)))
         ]
-        keys = []
+        keys: list[tuple[str, str, int]] = []
         for one in taken:
             self.submitted[one.id] += 1
-            keys.append(f"{one.id}-{self.submitted[one.id]}-{self.summary.sweep.name}-{id(self)}")
+            keys.append((f"{self.summary.sweep.name}-{id(self)}", one.id, self.submitted[one.id]))
         jobs = [self._job(one) for one in taken]
         return self.client.map(self.task, jobs, key=keys, pure=False, retries=0) if jobs else []
 
@@ -293,7 +297,7 @@ class _Master:
         """Write down what came back; yields the runs to try again."""
         entries: list[dict[str, Any]] = []
         for future in batch:
-            run = self.runs[str(future.key).partition("-")[0]]
+            run = self.runs[cast("tuple[str, str, int]", future.key)[1]]
             outcome = self._outcome(future, run)
             if outcome is None:
                 yield run
