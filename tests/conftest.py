@@ -1,6 +1,7 @@
 """Small book projects in a temporary folder, and the real book, built once for all test processes."""
 
 import fcntl
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+NEEDS = {"mads4_smax.ipynb": ("jaxmarl", "smax")}  # notebook -> (module, the extra that has it)
 
 CONFIG = """\
 title: Toy
@@ -153,3 +155,14 @@ def browser(chromium: str) -> Iterator:
         running = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
         yield running
         running.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip notebooks that need an extra which is not installed.
+
+    Here and not beside them: with a conftest in it, `notebooks` would come before the package on the path.
+    """
+    for item in items:
+        module, extra = NEEDS.get(item.path.name, (None, None))
+        if module is not None and importlib.util.find_spec(module) is None:
+            item.add_marker(pytest.mark.skip(reason=f"needs the extra: pip install -c constraints.txt -e '.[{extra}]'"))
