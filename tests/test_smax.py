@@ -165,6 +165,21 @@ def test_a_side_without_units_ends_a_battle_and_only_survivors_win_it(task, alli
     np.testing.assert_array_equal(step.rewards, won)
 
 
+def test_chance_is_another_at_each_step(task):
+    """The same battles, in the middle of a fight, gone on from twice: cooldowns and targets are drawn anew."""
+    team = AmongAvailable(Heuristic(MAP), task)
+    observations, memory, rng = task.reset(SEEDS), team.start(BATCH, np.random.default_rng(0)), np.random.default_rng(0)
+    for _ in range(8):
+        actions, memory = team.act(observations, memory, rng)
+        observations = task.step(actions).observations
+    actions, _ = team.act(observations, memory, rng)
+    states = task._states
+    first = task.step(actions).observations
+    task._states = states
+    task._look()
+    assert (task.step(actions).observations != first).any((1, 2)).mean() > 0.9
+
+
 def test_the_limit_truncates_to_the_step_and_ends_the_episode(task):
     short = SMAX(MAP, BATCH, time_limit=3)
     short.reset(SEEDS)
@@ -187,6 +202,8 @@ def test_an_episode_depends_on_its_seed_and_not_on_how_many_are_played(logs):
         np.testing.assert_array_equal(few.actions[e, :steps], logs.actions[e, :steps])
         np.testing.assert_array_equal(few.rewards[e, :steps], logs.rewards[e, :steps])
     np.testing.assert_array_equal(logs.episode_seeds, np.arange(BATCH + 8))
+    poor = [collect_smax(MAP, n, grade="poor", progress=False).actions[:2, :8] for n in (2, 3)]
+    np.testing.assert_array_equal(*poor)  # and so does its noise
     other = collect_smax(MAP, 3, seed=1, progress=False)
     np.testing.assert_array_equal(other.episode_seeds, EPISODES_PER_SEED + np.arange(3))
     assert (other.observations[:, 0] != few.observations[:, 0]).any((1, 2)).all()
@@ -219,11 +236,10 @@ def test_noise_replaces_an_action_by_an_available_one_each_as_likely(task, noise
     observations, repeats = task.reset(SEEDS), 40
     scripted, noisy = Heuristic(MAP), Heuristic(MAP, noise)
     assert task.available().sum(-1).max() == 5
-    differ, counts = 0.0, np.zeros(5)
-    for k in range(repeats):
-        memory = scripted.seeded(np.arange(BATCH) + BATCH * k)
-        plain = scripted.act(observations, memory, None, task.available())[0]
-        actions = noisy.act(observations, memory, None, task.available())[0]
+    differ, counts, memory = 0.0, np.zeros(5), scripted.seeded(SEEDS)
+    for _ in range(repeats):  # of what is seen at the start, with the chance of later and later steps
+        actions, _ = noisy.act(observations, memory, None, task.available())
+        plain, memory = scripted.act(observations, memory, None, task.available())
         differ += (plain != actions).mean() / repeats
         counts += np.bincount(actions.ravel(), minlength=5)[:5]
     n = repeats * BATCH * N
