@@ -12,9 +12,12 @@ def make(n_steps=100, **fields):
     return DCAParallelEnv(Scenario.uniform(CSMA_CA, 4, **fields), n_steps=n_steps)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_pettingzoo_accepts_it():
-    parallel_api_test(make(), num_cycles=500)
+@pytest.mark.filterwarnings("error")  # PettingZoo warns where it only frowns
+def test_pettingzoo_accepts_it(capsys):
+    env = make()
+    parallel_api_test(env, num_cycles=500)  # raises at what it refuses, and says so at its end
+    assert capsys.readouterr().out == "Passed Parallel API test\n"
+    assert env.agents == []  # played to its last step
     parallel_seed_test(make, num_cycles=100)
 
 
