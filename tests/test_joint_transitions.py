@@ -272,8 +272,12 @@ def test_returns_and_copies_are_counted():
     np.testing.assert_allclose(joint_card.episode_returns(log), by_hand, rtol=1e-6)
     assert joint_card.saco(log) == 1
     assert joint_card.saco(concatenate_joint([log, log, log], {})) == pytest.approx(1 / 3)
-    still = replace(log, states=np.zeros_like(log.states), actions=np.full_like(log.actions, 0.00001))
-    assert joint_card.saco(still) == pytest.approx(1 / 9)
+    states = np.repeat(np.float32([[0.1], [0.2], [0.3]]), 3, 0) * np.ones(4, np.float32)  # each three times
+    same = replace(log, states=states, actions=np.zeros_like(log.actions))
+    assert joint_card.saco(same) == pytest.approx(1 / 3)
+    moved = np.arange(9, dtype=np.float32)[:, None]
+    assert joint_card.saco(replace(same, states=states + 1e-6 * moved)) == pytest.approx(1 / 3)
+    assert joint_card.saco(replace(same, **changed(same, "actions", (4, 1, 1), 0.5))) == pytest.approx(4 / 9)
 
 
 def test_a_card_tells_what_the_arrays_hold():
