@@ -190,6 +190,7 @@ def test_half_of_a_batch_is_imagined(world):
 def test_rollouts_are_made_at_intervals_and_the_oldest_go_first(world):
     mixer, *_ = prepared(world, asked=5, capacity=120)
     assert len(mixer.log) == 3 and len(mixer._kept) == 2 and len(mixer._rows.r) == 120
+    assert [one.doubt.mean() for one in mixer._kept] == [told["doubt"] for told in mixer.log[1:]]
 
 
 def test_a_coin_decides_for_the_whole_batch(world):

@@ -10,6 +10,7 @@ from torch import nn
 from fedmorl.data.dataset import DatasetError
 from fedmorl.data.joint_transitions import JointTransitions
 from fedmorl.nn.banks import Bank, gaussian_nats, soft_bounded
+from fedmorl.world_models import joint_dynamics
 from fedmorl.world_models.ensemble import JointMLP, Neighbours, disagreement, halt_level
 from fedmorl.world_models.joint_dynamics import Training, check_like, doubts
 from fedmorl.world_models.joint_networks import Batch, Foreseen, Sizes
@@ -285,6 +286,12 @@ def test_the_elite_are_those_with_the_lowest_loss_and_a_drawn_answer_is_one_of_t
     matches = np.stack([(drawn_states == one).all(1) for one in alone])
     assert (matches.sum(0) == 1).all() and matches.any(1).all()
     np.testing.assert_allclose(model.predict(*asked).next_states, np.mean(alone, 0), atol=1e-6)
+
+
+def test_the_loss_on_held_out_rows_decides_who_is_elite(monkeypatch):
+    monkeypatch.setattr(joint_dynamics, "held_out_loss", lambda *_: np.array([3.0, 1.0, 9.0, 2.0]))
+    kind = JointMLP(hidden=(4,), members=4, elites=2, training=Training(n_steps=2))
+    assert kind.fit(linear_log(100), rng=np.random.default_rng(0)).elite.tolist() == [1, 3]
 
 
 def replace_elite(model, elite):

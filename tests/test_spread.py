@@ -147,6 +147,7 @@ def test_logs_hold_what_was_played():
     assert len(log) == 420 and not log.terminated.any() and log.behaviour["noise"] == 0.4
     np.testing.assert_array_equal(np.unique(log.episodes), 2_000_000 + np.arange(70))
     same = log.episodes[1:] == log.episodes[:-1]
+    assert same.sum() == 420 - 70
     np.testing.assert_array_equal(log.next_states[:-1][same], log.states[1:][same])
     np.testing.assert_array_equal(log.next_observations[:-1][same], log.observations[1:][same])
     task = Spread(3, time_limit=6)
