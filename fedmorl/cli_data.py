@@ -1,23 +1,30 @@
-"""The commands under `fedmorl data`: what a log holds, whether it is whole, and new ones of the warehouse."""
+"""The commands under `fedmorl data`: what a log holds, whether it is whole, and new ones, collected or converted."""
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any
 
 from fedmorl.notebook import RunError
 
 if TYPE_CHECKING:
     from fedmorl.data import OfflineDataset
+    from fedmorl.data.joint_transitions import JointTransitions
     from fedmorl.data.trajectories import Trajectories
 
-SUMMARY = "describe an offline log (card), check that it is whole (verify), or collect one (collect-rware)"
+    Log = OfflineDataset | Trajectories | JointTransitions
+
+SUMMARY = (
+    "describe an offline log (card), check that it is whole (verify), collect one (collect-rware), or make one of "
+    "another project's files (convert)"
+)
 EXAMPLES = """\
-A log is the HDF5 file that OfflineDataset.save or Trajectories.save writes. card and verify read all of it and check
-every field and the content hash; a broken one gets one sentence and exit status 1.
+A log is the HDF5 file that OfflineDataset.save, Trajectories.save or JointTransitions.save writes. card and verify
+read all of it and check every field and the content hash; a broken one gets one sentence and exit status 1.
 
   fedmorl data card _build/data/csma_ca_10.h5
   fedmorl data verify _build/data/csma_ca_10.h5
   fedmorl data collect-rware tiny-2ag --episodes 100 --grade expert --seed 0 -o tiny-2ag.h5
+  fedmorl data convert cfcql 2s3z_expert.h5 2s3z.h5 --time-limit 120 --env-id 2s3z --env-version smac-1
 """
 COLLECT = "collect episodes of the scripted team in the warehouse"
 COLLECT_EXAMPLES = """\
@@ -27,6 +34,35 @@ file too. The same seed gives the same content hash on any number of processes.
   fedmorl data collect-rware tiny-2ag -o tiny-2ag.h5                               100 episodes, half a minute
   fedmorl data collect-rware tiny-4ag --episodes 300 --grade mixed -o mixed.h5     experts, middling and poor ones
   fedmorl data card tiny-2ag.h5
+"""
+# format -> what PATH is, and the options that it needs beside the task's; and those that it takes
+FORMATS = {
+    "omiga": ("the .hdf5 file of a MaMuJoCo task", {"convention"}, {"time_limit"}),
+    "omar": ("a folder seed_K_data with obs_0.npy, acs_0.npy, ...", {"time_limit"}, set[str]()),
+    "cfcql": ("the .h5 file of a StarCraft map", {"time_limit"}, set[str]()),
+    "alberdice": ("a folder with state.npy, actions.npy, ..., meta.json", {"time_limit"}, set[str]()),
+    "madt": ("a folder of StarCraft episodes, one file each", {"time_limit"}, set[str]()),
+}
+CONVERT = "make a log of public offline data of another project"
+CONVERT_EXAMPLES = """\
+FORMAT     PATH                                                     needs
+{formats}
+omiga and omar become joint transitions (JointTransitions), the others trajectories (Trajectories); card describes
+both. Nothing is downloaded, and nothing in a file is run. What the files do not tell, you do:
+
+  --env-id, --env-version   Name the task. A learner refuses data of another task or version.
+  --time-limit              An episode that the limit cut is no end of the task: a learner goes on to count what
+                            would have come. Most files mark both ends alike, so only the limit tells them apart.
+                            omiga takes it too; without it every d = 1 is an end, as its authors read the file.
+  --convention              What omiga's d = 1 marks. "omiga": the row behind the last transition, as its authors
+                            read it; that row's own reward is lost. "standard": the last transition itself.
+  --reward-def              The unit of the reward: data in different units are never mixed or compared.
+
+  fedmorl data convert omiga Hopper-v2-3x1-expert.hdf5 hopper.h5 --convention omiga \\
+      --env-id Hopper-3x1 --env-version v2
+  fedmorl data convert omar data/HalfCheetah-v2/expert/seed_0_data cheetah.h5 --time-limit 1000 \\
+      --env-id HalfCheetah-2x3 --env-version v2
+  fedmorl data convert alberdice bridge/optimal bridge.h5 --time-limit 50 --env-id bridge --env-version 1
 """
 
 
@@ -51,11 +87,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     collect.add_argument("--steps", type=int, default=500, metavar="T", help="steps of each episode (default: 500)")
     collect.add_argument("--workers", type=int, metavar="W", help="processes (default: the cores at hand)")
     collect.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.h5", help="where the log goes")
+    _add_convert(commands)
+
+
+def _add_convert(commands: Any) -> None:
+    lines = [
+        f"{name:<10} {what:<56} {' '.join('--' + one.replace('_', '-') for one in sorted(needed))}"
+        for name, (what, needed, _) in FORMATS.items()
+    ]
+    convert = commands.add_parser(
+        "convert",
+        help=CONVERT,
+        description=CONVERT[0].upper() + CONVERT[1:] + ".",
+        epilog=CONVERT_EXAMPLES.replace("{formats}\n", "".join(f"{line}\n" for line in lines) + "\n"),
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    convert.add_argument("format", metavar="FORMAT", choices=FORMATS, help=", ".join(FORMATS))
+    convert.add_argument("path", type=Path, metavar="PATH", help="the file or folder of that format")
+    convert.add_argument("output", type=Path, metavar="OUT", help="where the log goes, .h5")
+    convert.add_argument("--env-id", required=True, metavar="ID", help="the task, such as Hopper-3x1")
+    convert.add_argument("--env-version", required=True, metavar="V", help="the version of the task, such as v2")
+    convert.add_argument("--time-limit", type=int, metavar="T", help="steps after which an episode was cut")
+    convert.add_argument("--convention", metavar="C", help="omiga or standard, for the format omiga")
+    convert.add_argument("--reward-def", default="team", metavar="UNIT", help="unit of the reward (default: team)")
+    convert.add_argument("--behaviour", metavar="NAME", help="who acted (default: the name of PATH)")
 
 
 def command(options: argparse.Namespace) -> int:
     """`fedmorl data`."""
-    return _collect(options) if options.what == "collect-rware" else _describe(options)
+    return {"collect-rware": _collect, "convert": _convert}.get(options.what, _describe)(options)
 
 
 def _describe(options: argparse.Namespace) -> int:
@@ -66,27 +127,70 @@ def _describe(options: argparse.Namespace) -> int:
     except DatasetError as error:
         raise RunError(str(error)) from None
     if options.what == "verify":
-        print(f"{options.path}: whole, {log.n_transitions} transitions, content {log.content_hash[:12]}")
+        print(f"{options.path}: whole, {_n_transitions(log)} transitions, content {log.content_hash[:12]}")
     else:
-        print(_card(log))
+        print(_card(log, options.path))
     return 0
 
 
-def _load(path: Path) -> Union["OfflineDataset", "Trajectories"]:
-    """A log of either schema."""
-    from fedmorl.data import OfflineDataset
-    from fedmorl.data.trajectories import SCHEMA, Trajectories
+def _load(path: Path) -> "Log":
+    """A log of any schema."""
+    from fedmorl.data import OfflineDataset, joint_transitions, trajectories
     from fedmorl.data.trajectory_files import schema_of
 
     with open(path, "rb"):  # the file system's own words for a file that is missing or may not be read
         pass
-    return Trajectories.load(path) if schema_of(path) == SCHEMA else OfflineDataset.load(path)
+    schema = schema_of(path)
+    if schema == joint_transitions.SCHEMA:
+        return joint_transitions.JointTransitions.load(path)
+    return trajectories.Trajectories.load(path) if schema == trajectories.SCHEMA else OfflineDataset.load(path)
 
 
-def _card(log: Union["OfflineDataset", "Trajectories"]) -> str:
-    from fedmorl.data import OfflineDataset, card, trajectory_card
+def _card(log: "Log", path: Path) -> str:
+    from fedmorl.data import OfflineDataset, card, joint_card, trajectory_card
+    from fedmorl.data.joint_transitions import JointTransitions
 
+    if isinstance(log, JointTransitions):
+        return joint_card.card(log, path.name)
     return card.card(log) if isinstance(log, OfflineDataset) else trajectory_card.card(log)
+
+
+def _n_transitions(log: "Log") -> int:
+    from fedmorl.data.joint_transitions import JointTransitions
+
+    return len(log) if isinstance(log, JointTransitions) else log.n_transitions
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from fedmorl.data import DatasetError
+    from fedmorl.data.formats_continuous import from_omar, from_omiga
+    from fedmorl.data.formats_madt import from_madt
+    from fedmorl.data.formats_pymarl import from_alberdice, from_cfcql
+
+    _, needed, taken = FORMATS[options.format]
+    given: dict[str, Any] = {}
+    for name in ("time_limit", "convention"):
+        value, option = getattr(options, name), f"--{name.replace('_', '-')}"
+        if value is None and name in needed:
+            raise RunError(f"{options.format} needs {option}, which its files do not tell; see fedmorl data convert -h")
+        if value is not None and name not in needed | taken:
+            raise RunError(f"{options.format} takes no {option}")
+        given |= {} if value is None else {name: value}
+    if options.output.exists():
+        raise RunError(f"{options.output} exists; name another file, or remove it")
+    convert: dict[str, Any] = {
+        "omiga": from_omiga, "omar": from_omar, "cfcql": from_cfcql, "alberdice": from_alberdice, "madt": from_madt
+    }  # fmt: skip
+    try:
+        log = convert[options.format](
+            options.path, env_id=options.env_id, env_version=options.env_version, reward_def=options.reward_def,
+            behaviour=options.behaviour, **given,
+        )  # fmt: skip
+    except DatasetError as error:
+        raise RunError(str(error)) from None
+    log.save(options.output)
+    print(f"{options.output}: {_n_transitions(log)} transitions, content {log.content_hash[:12]}")
+    return 0
 
 
 def _collect(options: argparse.Namespace) -> int:
