@@ -4,13 +4,20 @@ Letters: B rollouts, T steps, N agents, O observation, A action, S state.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from fedmorl.world_models.joint_dynamics import Forecast, JointDynamics
 
 Act = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # observations (B, N, O) -> actions (B, N, A)
+
+
+class Predicts(Protocol):
+    """A joint world model, or something that answers like one."""
+
+    def predict(self, states: np.ndarray, observations: np.ndarray, actions: np.ndarray) -> Forecast:
+        """What follows (B, S), (B, N, O), (B, N, A)."""
 
 
 class Imagined(NamedTuple):
@@ -65,7 +72,7 @@ def imagine_team(
 
 
 def open_loop(
-    model: JointDynamics, states: np.ndarray, observations: np.ndarray, actions: np.ndarray
+    model: Predicts, states: np.ndarray, observations: np.ndarray, actions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """States (T, B, S) and rewards (T, B) that follow B situations under given actions (T, B, N, A), fed back T times.
 
