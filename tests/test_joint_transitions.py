@@ -326,3 +326,17 @@ def test_published_returns_stand_beside_data_of_the_same_task_and_quality(env_id
     assert len(told) == (words is not None)
     if words is not None:
         assert words in told[0] and told[0].endswith(f"the mean here is {2000 - int(words.split()[0]):+d} from it")
+
+
+def test_nothing_or_another_size_cannot_be_joined():
+    one = joint()
+    with pytest.raises(DatasetError, match="parts must hold at least one log"):
+        concatenate_joint([], {})
+    wide = replace(one, states=np.c_[one.states, one.states], next_states=np.c_[one.next_states, one.next_states])
+    with pytest.raises(DatasetError, match=r"sizes differs: .* in log 1"):
+        concatenate_joint([one, wide], {})
+
+
+def test_numbers_that_are_no_flags_are_not_made_into_flags():
+    with pytest.raises(DatasetError, match="terminated must have dtype bool; got float64"):
+        replace(joint(), terminated=np.full(len(joint()), 0.5))

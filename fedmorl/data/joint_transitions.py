@@ -162,10 +162,12 @@ class JointTransitions:
 
 def concatenate_joint(parts: Sequence[JointTransitions], behaviour: Mapping[str, Any]) -> JointTransitions:
     """Rows of several logs of one task in one, their episodes numbered anew."""
+    if not parts:
+        raise DatasetError("parts must hold at least one log; got none")
     first, base = parts[0], 0
     arrays: dict[str, list[np.ndarray]] = {name: [] for name in ARRAYS}
     for k, part in enumerate(parts):
-        for name in set(ATTRIBUTES) - {"behaviour"}:
+        for name in ("sizes", *(name for name in ATTRIBUTES if name != "behaviour")):
             if getattr(part, name) != getattr(first, name):
                 raise DatasetError(
                     f"{name} differs: {getattr(part, name)!r} in log {k}, {getattr(first, name)!r} in the first; "
@@ -216,7 +218,11 @@ def _read_only(name: str, value: Any, dtype: str, shape: str) -> np.ndarray:
         hint = "; pad agents that see fewer numbers with zeros and give widths" if "O" in shape else ""
         got = array.shape if array.dtype.kind in "biuf" else "rows of unequal width"
         raise DatasetError(f"{name} must hold numbers of shape ({letters}), none of them 0; got {got}{hint}")
-    view = np.ascontiguousarray(array, dtype).view()
+    wanted = np.dtype(dtype)
+    if array.dtype.kind == "f" and wanted.kind != "f":
+        raise DatasetError(f"{name} must have dtype {wanted}; got {array.dtype}")
+    with np.errstate(over="ignore"):  # a number too large is not finite, and refused as such
+        view = np.ascontiguousarray(array, wanted).view()
     view.flags.writeable = False
     return view
 
