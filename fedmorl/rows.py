@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MIME = "application/vnd.fedmorl.rows+json"
 
 # Columns that the collection adds to every row: what made it, and what it cost.
-MADE_BY = ("run", "parameters", "code", "data", "pins", "commit")
+MADE_BY = ("run", "given", "code", "data", "pins", "commit")
 COST = ("wall_s", "cpu_s", "peak_mb", "machine", "device", "date")
 
 Row = dict[str, Any]
@@ -166,4 +166,4 @@ def read_table(name: str, root: Path | None = None) -> "pd.DataFrame":
     path = (root or Path()) / "results" / name
     if not path.is_file():
         raise FileNotFoundError(f"there is no results/{name}; make it with `fedmorl sweep` and `fedmorl collect`")
-    return pd.read_csv(path, dtype=dict.fromkeys(("run", "parameters", "code", "data", "pins", "commit"), str))
+    return pd.read_csv(path, dtype=dict.fromkeys(MADE_BY, str))

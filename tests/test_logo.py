@@ -16,6 +16,7 @@ from fedmorl.world_models.joint_dynamics import Training, check_like, doubts
 from fedmorl.world_models.joint_networks import Batch, Foreseen, Sizes
 from fedmorl.world_models.joint_rollouts import imagine_team, open_loop
 from fedmorl.world_models.logo import LOGO, effective_share, priorities, sampling_weights
+from fedmorl.world_models.matching import count, with_parameters
 
 SIZES = Sizes(n_agents=3, observation_size=4, action_size=2, state_size=5)
 B = 6
@@ -126,6 +127,15 @@ def test_changes_are_added_to_what_is():
     assert torch.allclose(changed.next_s, plainly.next_s + s, atol=1e-6)
     assert torch.allclose(changed.next_o, plainly.next_o + o, atol=1e-6)
     assert torch.allclose(changed.r, plainly.r)
+
+
+def test_kinds_are_made_equally_large():
+    for kind in (LOGO(), LOGO(deduce=False, members=3), JointMLP(), JointMLP(members=5, likelihood="gaussian")):
+        sized = with_parameters(kind, SIZES, 30_000)
+        assert count(sized, SIZES) == sum(p.numel() for p in sized.network(SIZES, generator()).parameters())
+        assert count(sized, SIZES) == pytest.approx(30_000, rel=0.06) and replace(sized, hidden=kind.hidden) == kind
+    with pytest.raises(ValueError, match=r"n_parameters must be at least .* for this kind; got 10"):
+        with_parameters(LOGO(), SIZES, 10)
 
 
 # --- the loss -------------------------------------------------------------------------------------------

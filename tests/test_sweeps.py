@@ -224,7 +224,7 @@ def test_rows_that_the_sweep_no_longer_asks_for_stay_until_they_are_pruned(done:
     assert tables.collect(sweep, prune=True).state.is_current and len(table(done)) == 2
 
 
-@pytest.mark.parametrize("spoil", ["a,b\n1,2\n", 'run,code,data,pins,parameters,row\n"x', "\xff\xfe\n"])
+@pytest.mark.parametrize("spoil", ["a,b\n1,2\n", 'run,code,data,pins,given,row\n"x', "\xff\xfe\n"])
 def test_a_table_that_is_not_ours_is_never_overwritten(done: Toy, spoil: str) -> None:
     path = done.root / "results" / "trial.csv"
     path.write_bytes(spoil.encode("latin-1"))

@@ -82,7 +82,7 @@ def collect(sweep: Sweep, prune: bool = False) -> Collected:
     rows stay at the end, or go with `prune`. The table appears whole, by a rename, and only if it changed.
     """
     store, old = Store(sweep.store), read_lines(sweep.table)
-    by_run, by_parameters = _grouped(old, "run"), _grouped(old, "parameters")
+    by_run, by_given = _grouped(old, "run"), _grouped(old, "given")
     lines: list[Line] = []
     fresh = 0
     for run in sweep.runs:
@@ -92,9 +92,9 @@ def collect(sweep: Sweep, prune: bool = False) -> Collected:
             fresh += by_run.get(run.id) != made
             lines += made
         else:
-            lines += by_run.get(run.id) or by_parameters.get(parameters_hash(run), [])
+            lines += by_run.get(run.id) or by_given.get(parameters_hash(run), [])
     asked = {parameters_hash(run) for run in sweep.runs}
-    lines += [] if prune else [line for line in old if line["parameters"] not in asked]
+    lines += [] if prune else [line for line in old if line["given"] not in asked]
     if not lines:
         raise RunError(f"no run of {sweep.path.relative_to(sweep.root)} is finished; run it with `fedmorl sweep`")
     _write(sweep.table, lines)
@@ -119,7 +119,7 @@ def lines_of(run: Run, record: Record) -> list[Line]:
     given = {name: _text(value) for name, value in run.given.items() if name not in emitted[0]}
     by = {
         "run": run.id,
-        "parameters": parameters_hash(run),
+        "given": parameters_hash(run),
         "code": identity.code_hash(run.key),
         "data": identity.part_hash(run.key, "data file"),
         "pins": identity.part_hash(run.key, "pins"),
@@ -206,7 +206,7 @@ def state_of(sweep: Sweep) -> TableState:
     left_over = 0
     present = set()
     for line in lines:
-        run = wanted.get(line["parameters"])
+        run = wanted.get(line["given"])
         if run is None:
             left_over += 1
             continue
