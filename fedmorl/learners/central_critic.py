@@ -41,6 +41,7 @@ class Rows(NamedTuple):
 
 
 Mixer = Callable[[Rows, "Actors", Scales, np.random.Generator], Rows]  # real rows -> a batch that may hold others
+Planner = Callable[[Rows, "Actors", nn.Module, Scales, np.random.Generator], Tensor]  # -> actions to imitate (B, N, A)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,24 +95,33 @@ class CentralCritic:
         *,
         rng: np.random.Generator,
         mix: Mixer | None = None,
+        plan: Planner | None = None,
+        plan_every: int = 10,
         progress: bool = False,
     ) -> "TeamPolicy":
-        """Learn from `data`, and from the rows that `mix` puts in the place of real ones."""
+        """Learn from `data`, and from the rows that `mix` puts in the place of real ones.
+
+        Every `plan_every` updates the actors are also drawn to what `plan` says for the batch, with as much weight as
+        to the data's actions (LOGO, section 5.2, whose printed sign would drive them away).
+        """
         from tqdm.auto import tqdm
 
         if data.discrete:
             raise DatasetError("actions must be numbers: these are choices, which deterministic actors cannot take")
-        rng_network, rng_rows, rng_mix = rng.spawn(3)
+        rng_network, rng_rows, rng_mix, rng_plan = rng.spawn(4)
         scales, sizes = Scales(data), Sizes(**data.sizes)
         learner = _Learner(self, sizes, torch_generator(rng_network))
         columns = _columns(scales, data)
         with one_thread():
-            for _ in tqdm(range(self.n_updates), desc="policy", unit="update", disable=not progress):
+            for update in tqdm(range(self.n_updates), desc="policy", unit="update", disable=not progress):
                 chosen = torch.from_numpy(rng_rows.integers(len(data), size=self.batch_size))
                 rows = Rows(*(column[chosen] for column in columns))
                 if mix is not None:
                     rows = mix(rows, learner.actors, scales, rng_mix)
-                learner.update(rows, rng_rows)
+                planned = None
+                if plan is not None and update % plan_every == 0:
+                    planned = plan(rows, learner.actors, learner.critics, scales, rng_plan)
+                learner.update(rows, rng_rows, planned)
         return TeamPolicy(learner.actors, scales, self, learner.critics)
 
 
@@ -143,13 +153,15 @@ class _Learner:
             for network in (self.actors, self.critics)
         )
 
-    def update(self, rows: Rows, rng: np.random.Generator) -> None:
+    def update(self, rows: Rows, rng: np.random.Generator, planned: Tensor | None = None) -> None:
         """One step of the critics, Eqs. (10) and (11), one of the actors, Eq. (12), and the targets after them."""
         config = self.config
         if config.policy_gradient:
             _step(self.of_critics, self._critic_loss(rows, rng))
         action = self.actors(rows.o)
         loss = config.cloning * ((action - rows.a) ** 2).sum(-1).mean()
+        if planned is not None:
+            loss = loss + config.cloning * ((action - planned) ** 2).sum(-1).mean()
         if config.policy_gradient:
             value = judged(self.critics, rows.s, action)[0]
             loss = loss - value.mean() / (value.detach().abs().mean().clamp_min(1e-6) if config.scaled else 1.0)
