@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fedmorl.data.dataset import DatasetError
-from fedmorl.data.joint_transitions import JointTransitions
 from fedmorl.nn.banks import Bank, gaussian_nats, soft_bounded
+from fedmorl.tasks.linear_agents import linear_agents
 from fedmorl.world_models import joint_dynamics
 from fedmorl.world_models.ensemble import JointMLP, Neighbours, disagreement, halt_level
 from fedmorl.world_models.joint_dynamics import Training, check_like, doubts
@@ -204,28 +204,8 @@ def test_likelihoods_are_torchs():
 NOISE = 0.2
 
 
-def linear_log(n_rows=4000, carried=0.0, noise=NOISE, seed=0):
-    """Three agents, each a number x' = 0.8 x + 0.5 a + carried x mean of the others' a + noise, and sees it alone."""
-    rng = np.random.default_rng(seed)
-    x, a = rng.standard_normal((n_rows, 3)), rng.uniform(-1, 1, (n_rows, 3))
-    others = (a.sum(1, keepdims=True) - a) / 2
-    following = 0.8 * x + 0.5 * a + carried * others + noise * rng.standard_normal((n_rows, 3))
-    return JointTransitions(
-        states=x,
-        observations=x[..., None],
-        actions=a[..., None],
-        rewards=following.sum(1),
-        next_states=following,
-        next_observations=following[..., None],
-        terminated=np.zeros(n_rows, bool),
-        episodes=np.arange(n_rows) // 20,
-        discrete=False,
-        env_id="linear",
-        env_version="1",
-        env_kwargs={},
-        reward_def="sum",
-        behaviour={"name": "uniform"},
-    )
+def linear_log(n_rows=4000, seed=0, **options):
+    return linear_agents(n_rows, noise=NOISE, rng=np.random.default_rng(seed), **options)
 
 
 def errors(model, log):
@@ -256,7 +236,7 @@ def test_agents_apart_are_predicted_down_to_their_noise(fitted, name):
 
 def test_what_must_be_read_off_a_predicted_observation_bends_it():
     """A reward for where an agent was, which what it sees next no longer tells: Eqs. (2) and (4) make it tell."""
-    train, test = (replace(log, rewards=log.states.sum(1)) for log in (linear_log(), linear_log(seed=1)))
+    train, test = (linear_log(seed=k, reward="before") for k in (0, 1))
     whole = LOGO(hidden=32, training=FEW).fit(train, rng=np.random.default_rng(0))
     assert min(errors(whole, test)) > 1.15 * NOISE**2
 
