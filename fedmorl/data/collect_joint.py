@@ -49,8 +49,6 @@ def collect_joint(
     Episode e is played from seed 1,000,000 `seed` + e; a policy draws from a generator of the first of 64 that play
     together. Data have seeds below `fedmorl.evaluation.team.EVALUATION_SEED`.
     """
-    from tqdm.auto import tqdm
-
     if not 0 <= seed <= 999:
         raise ValueError(
             f"seed must be an integer from 0 to 999, so that data share no episode with an evaluation; got {seed}"
@@ -58,12 +56,21 @@ def collect_joint(
     if n_episodes < 1:
         raise ValueError(f"n_episodes must be >= 1; got {n_episodes}")
     names = 1_000_000 * seed + np.arange(n_episodes)
+    return collect_episodes(task, policy, names, behaviour=behaviour, progress=progress)
+
+
+def collect_episodes(
+    task: StateTask, policy: TeamPolicy, seeds: np.ndarray, *, behaviour: Mapping[str, Any], progress: bool = False
+) -> JointTransitions:
+    """Play the episodes of these seeds, 64 side by side, and log every step; rows are sorted by seed, then step."""
+    from tqdm.auto import tqdm
+
     parts: list[dict[str, np.ndarray]] = []
-    with tqdm(total=n_episodes, desc="collecting", unit="episode", disable=not progress) as bar:
-        for first in range(0, n_episodes, BATCH):
-            seeds = names[first : first + BATCH]
-            parts += _play(task, policy, seeds)
-            bar.update(len(seeds))
+    with tqdm(total=len(seeds), desc="collecting", unit="episode", disable=not progress) as bar:
+        for first in range(0, len(seeds), BATCH):
+            some = seeds[first : first + BATCH]
+            parts += _play(task, policy, some)
+            bar.update(len(some))
     rows: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.lexsort((rows.pop("steps"), rows["episodes"]))
     if task.discrete:
@@ -76,6 +83,7 @@ def collect_joint(
         env_kwargs=task.env_kwargs,
         reward_def=task.reward_def,
         behaviour=behaviour,
+        widths=getattr(task, "widths", None),  # of tasks whose agents see more or less; else all see all
     )
 
 
