@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     Log = OfflineDataset | Trajectories | JointTransitions
 
 SUMMARY = (
-    "describe an offline log (card), check that it is whole (verify), collect one (collect-rware), or make one of "
-    "another project's files (convert)"
+    "describe an offline log (card), check that it is whole (verify), collect one (collect-rware, collect-mujoco), or "
+    "make one of another project's files (convert)"
 )
 EXAMPLES = """\
 A log is the HDF5 file that OfflineDataset.save, Trajectories.save or JointTransitions.save writes. card and verify
@@ -24,6 +24,7 @@ read all of it and check every field and the content hash; a broken one gets one
   fedmorl data card _build/data/csma_ca_10.h5
   fedmorl data verify _build/data/csma_ca_10.h5
   fedmorl data collect-rware tiny-2ag --episodes 100 --grade expert --seed 0 -o tiny-2ag.h5
+  fedmorl data collect-mujoco hopper-3x1 --grade medium -o hopper-medium.h5
   fedmorl data convert cfcql 2s3z_expert.h5 2s3z.h5 --time-limit 120 --env-id 2s3z --env-version smac-1
 """
 COLLECT = "collect episodes of the scripted team in the warehouse"
@@ -34,6 +35,36 @@ file too. The same seed gives the same content hash on any number of processes.
   fedmorl data collect-rware tiny-2ag -o tiny-2ag.h5                               100 episodes, half a minute
   fedmorl data collect-rware tiny-4ag --episodes 300 --grade mixed -o mixed.h5     experts, middling and poor ones
   fedmorl data card tiny-2ag.h5
+"""
+MUJOCO = "train a body of MuJoCo once, and collect what its team does"
+MUJOCO_EXAMPLES = """\
+SCENARIO         a body                agents   joints of each   numbers of the state
+hopper-3x1       one leg, may fall        3           1                  11
+ant-2x4          four legs, may fall      2           4                 105
+halfcheetah-6x1  two legs, never falls    6           1                  17
+
+The first call trains: PPO of stable-baselines3 moves all joints at once, keeps 25 policies on the way and all that it
+did, in the folder RUN. That takes minutes for the hopper and the half-cheetah, longer for the ant; calls that follow
+with the same RUN collect from it at once. A training that is interrupted begins anew.
+
+GRADE            who plays
+expert           the policy that earned most, in ten episodes of an evaluation
+medium           of those before it, the one that earned closest to half as much
+mixed            half of the transitions from each; OMIGA's data call this medium-expert
+medium-replay    nobody: episodes of the training, up to the medium policy, are played again as they were
+
+FORM             what an agent sees
+full             the whole state and its own one-hot name, as OMIGA's public data have it
+0                its own joints and the torso
+1                that, and the positions of the joints next to its own
+
+Every agent earns what the body earns. Rewards and physics are of gymnasium's v5 bodies on the MuJoCo that is installed:
+returns stand beside none of v2, whose published ranges the card tells for comparison. Needs the extra mamujoco.
+
+  fedmorl data collect-mujoco hopper-3x1 -o expert.h5                              trains, then 100,000 transitions
+  fedmorl data collect-mujoco hopper-3x1 --grade medium-replay -o replay.h5        of the same training
+  fedmorl data collect-mujoco hopper-3x1 --grade mixed --noise 0.2 --observations 1 -o mixed.h5
+  fedmorl data card mixed.h5
 """
 # format -> what PATH is, and the options that it needs beside the task's; and those that it takes
 FORMATS = {
@@ -87,7 +118,32 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     collect.add_argument("--steps", type=int, default=500, metavar="T", help="steps of each episode (default: 500)")
     collect.add_argument("--workers", type=int, metavar="W", help="processes (default: the cores at hand)")
     collect.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.h5", help="where the log goes")
+    _add_mujoco(commands)
     _add_convert(commands)
+
+
+def _add_mujoco(commands: Any) -> None:
+    mujoco = commands.add_parser(
+        "collect-mujoco",
+        help=MUJOCO,
+        description=MUJOCO[0].upper() + MUJOCO[1:] + ".",
+        epilog=MUJOCO_EXAMPLES,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    mujoco.add_argument("scenario", metavar="SCENARIO", help="hopper-3x1, ant-2x4 or halfcheetah-6x1")
+    mujoco.add_argument(
+        "--transitions", type=int, default=100_000, metavar="N", help="whole episodes until so many (default: 100000)"
+    )
+    mujoco.add_argument("--grade", default="expert", help="see below (default: expert)")
+    mujoco.add_argument("--observations", default="full", metavar="FORM", help="full, 0 or 1 (default: full)")
+    mujoco.add_argument(
+        "--noise", type=float, default=0.0, metavar="SD", help="more noise on each action, before it is clipped"
+    )
+    mujoco.add_argument("--seed", type=int, default=0, metavar="S", help="0 to 999; same seed, same data (default: 0)")
+    mujoco.add_argument("--run", type=Path, help="folder of the training (default: _build/mujoco/SCENARIO-S)")
+    mujoco.add_argument("--steps", type=int, metavar="T", help="of the training (default: the body's own)")
+    mujoco.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.h5", help="where the log goes")
 
 
 def _add_convert(commands: Any) -> None:
@@ -116,7 +172,8 @@ def _add_convert(commands: Any) -> None:
 
 def command(options: argparse.Namespace) -> int:
     """`fedmorl data`."""
-    return {"collect-rware": _collect, "convert": _convert}.get(options.what, _describe)(options)
+    commands = {"collect-rware": _collect, "collect-mujoco": _collect_mujoco, "convert": _convert}
+    return commands.get(options.what, _describe)(options)
 
 
 def _describe(options: argparse.Namespace) -> int:
@@ -211,3 +268,41 @@ def _collect(options: argparse.Namespace) -> int:
         f"{log.extras['team_deliveries'].sum() / len(log):.1f} deliveries of the team; content {log.content_hash[:12]}"
     )
     return 0
+
+
+def _collect_mujoco(options: argparse.Namespace) -> int:
+    from fedmorl.data.joint_card import episode_returns
+    from fedmorl.tasks.mujoco_data import check_arguments, collect_mujoco
+
+    if options.output.exists():
+        raise RunError(f"{options.output} exists; name another file, or remove it")
+    given: dict[str, Any] = {name: getattr(options, name) for name in ("grade", "seed", "noise")}
+    forms: dict[str, str | int] = {"full": "full", "0": 0, "1": 1}
+    if options.observations not in forms:
+        raise RunError(f"--observations must be one of {', '.join(forms)}; got {options.observations!r}")
+    given["agent_obsk"] = forms[options.observations]
+    try:
+        check_arguments(options.scenario, options.transitions, **given)
+        log = collect_mujoco(options.scenario, _run_of(options), options.transitions, **given)
+    except (ValueError, ModuleNotFoundError) as error:
+        raise RunError(str(error)) from None
+    log.save(options.output)
+    returns = episode_returns(log)
+    print(
+        f"{options.output}: {len(log)} transitions in {len(returns)} episodes, mean return {returns.mean():.0f} "
+        f"(sd {returns.std():.0f}); content {log.content_hash[:12]}"
+    )
+    return 0
+
+
+def _run_of(options: argparse.Namespace) -> Any:
+    """The training run that the options name: the one in its folder, or a new one."""
+    from fedmorl.tasks.mujoco_training import Run, train
+
+    folder = options.run or Path("_build", "mujoco", f"{options.scenario}-{options.seed}")
+    if not (folder / "run.json").exists():
+        return train(options.scenario, folder, seed=options.seed, steps=options.steps)
+    run = Run.load(folder)
+    if options.steps not in (None, run.steps):
+        raise RunError(f"{folder} holds a run of {run.steps} steps; leave --steps out, or name another folder by --run")
+    return run
