@@ -250,10 +250,11 @@ def test_widths_and_sizes_of_each_form(extra, scenario, agent_obsk):
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("agent_obsk", [0, 1])
-def test_agents_see_what_mamujocos_own_environment_shows_them(extra, scenario, agent_obsk):
+def test_agents_see_what_mamujocos_own_environment_shows_them(extra, scenario, agent_obsk, tmp_path, monkeypatch):
     """Which takes it from MuJoCo's memory, not from the state."""
     from gymnasium_robotics import mamujoco_v1
 
+    monkeypatch.chdir(tmp_path)  # where MuJoCo writes what it has to say of the XML
     own = mamujoco_v1.parallel_env(*SCENARIOS[scenario], agent_obsk=agent_obsk)
     task, rng = MultiAgentMuJoCo(scenario, agent_obsk), np.random.default_rng(0)
     seen, shown = task.reset([5]), own.reset(seed=5)[0]
