@@ -141,6 +141,7 @@ def arguments(**change):
         (lambda: arguments(seed=-1), "seed must be an integer from 0 to 999; got -1"),
         (lambda: arguments(noise=-0.1), "noise must be finite and >= 0; got -0.1"),
         (lambda: arguments(noise=float("nan")), "noise must be finite and >= 0; got nan"),
+        (lambda: arguments(noise=float("inf")), "noise must be finite and >= 0; got inf"),
         (lambda: arguments(noise=0.1, grade="medium-replay"), "noise must be 0 in medium-replay"),
     ],
 )
@@ -435,17 +436,21 @@ def test_training_is_cut_at_its_limit_too(extra, tmp_path):
         assert len(log) == 21 and not log.terminated.any()
 
 
-def test_a_run_is_a_folder_of_plain_files_and_the_same_for_the_same_seed(run, tmp_path):
+def test_a_run_is_a_folder_of_plain_files_and_the_same_for_the_same_seed(run, tmp_path, monkeypatch):
     kept = sorted(one.name for one in run.folder.iterdir())
     assert kept == ["rollouts.safetensors", "run.json", *(one.name for one in run.checkpoints)]
     assert Run.load(run.folder) == run and len(run.checkpoints) == 3
     assert [one.step for one in run.checkpoints] == [134, 268, 448]  # past a third, two thirds, the last whole round
-    draws = torch.get_rng_state(), np.random.get_state()[1].copy(), torch.get_num_threads()  # noqa: NPY002
+    monkeypatch.setattr("torch.get_num_threads", lambda: 5)  # before the run, as it is told
+    threads = []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    torch.rand(1), np.random.rand()  # noqa: NPY002 - elsewhere than a run of this seed leaves the generators
+    of_torch, (_, keys, place, *_) = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
     again = train(
         HOPPER, tmp_path, seed=3, time_limit=LIMIT, settings=TINY, n_checkpoints=3, n_evaluated=2, progress=False
     )
-    assert torch.equal(torch.get_rng_state(), draws[0]) and torch.get_num_threads() == draws[2]
-    np.testing.assert_array_equal(np.random.get_state()[1], draws[1])  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), of_torch) and threads == [1, 5]
+    assert np.random.get_state()[2] == place and (np.random.get_state()[1] == keys).all()  # noqa: NPY002
     for name in (*(one.name for one in run.checkpoints), "rollouts.safetensors"):
         first, second = load_file(run.folder / name), load_file(tmp_path / name)
         for key in first.keys() | second.keys():
@@ -569,5 +574,6 @@ def test_the_command_collects_from_a_run_and_trains_where_there_is_none(run, tmp
 
     monkeypatch.setattr("fedmorl.tasks.mujoco_training.train", trained)
     fresh = ["data", "collect-mujoco", HOPPER, "--transitions", "20", "--steps", "1000", "--seed", "2", "-o", "y.h5"]
+    assert main([*fresh, "--grade", "good"]) == 1 and asked == []  # said before minutes of training
     assert main(fresh) == 0
     assert asked == [(HOPPER, Path("_build/mujoco/hopper-3x1-2"), {"seed": 2, "steps": 1000})]
