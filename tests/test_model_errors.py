@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from test_logo import linear_log
 
 from fedmorl.evaluation.model_errors import Persistence, knows, open_loop_errors, step_errors, windows
 from fedmorl.world_models.joint_dynamics import Forecast
-from tests.test_logo import linear_log
 
 
 def walk(n_episodes=4, steps=6, seed=0):

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_central_critic import SMALL, acts, bandit
 
 from fedmorl.learners.central_critic import Actors, judged
 from fedmorl.planning.mpc import MPC
 from fedmorl.world_models.joint_dynamics import Forecast, Scales
 from fedmorl.world_models.joint_networks import Sizes
-from tests.test_central_critic import SMALL, acts, bandit
 
 
 class Known:
