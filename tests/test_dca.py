@@ -525,8 +525,8 @@ def test_a_policy_that_returns_nonsense_is_refused():
 
 def test_importing_the_channel_loads_neither_torch_nor_pandas_and_starts_fast():
     program = (
-        "import time; t = time.perf_counter(); import sys; from fedmorl.dca import AC_BE, Scenario, simulate;"
-        "simulate(Scenario.uniform(AC_BE, 10), 1_000_000); print(time.perf_counter() - t);"
+        "import time; t = time.process_time(); import sys; from fedmorl.dca import AC_BE, Scenario, simulate;"
+        "simulate(Scenario.uniform(AC_BE, 10), 1_000_000); print(time.process_time() - t);"
         "assert not {'torch', 'pandas', 'matplotlib', 'pettingzoo'} & set(sys.modules)"
     )
     seconds = [
