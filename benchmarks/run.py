@@ -25,6 +25,7 @@ from typing import Any
 
 import batch
 import federated
+import logo
 import numpy as np
 import python_peer
 import sequence
@@ -226,6 +227,7 @@ GROUPS = {
     "batch": sweeps,
     "federated": federated.federated,
     "sequence": sequence.sequence,
+    "logo": logo.logo,
 }
 
 
