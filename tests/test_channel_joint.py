@@ -1,13 +1,16 @@
 """Joint transitions of the channel: the state by two routes, and what a model can know of the next outcome."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fedmorl.data.dataset import DatasetError
 from fedmorl.data.dca_joint import EPISODE, collect_dca_joint, p_persistent, with_counters
 from fedmorl.dca import AC_BE, CSMA_CA, Poisson, Saturated, Scenario
-from fedmorl.evaluation.channel_outcomes import accuracy, had_they, outcomes, own_action_accuracy
-from fedmorl.world_models.joint_dynamics import Training
+from fedmorl.evaluation.channel_outcomes import accuracy, foreseen, had_they, outcomes, own_action_accuracy
+from fedmorl.evaluation.model_errors import Persistence
+from fedmorl.world_models.joint_dynamics import Forecast, Training
 from fedmorl.world_models.logo import LOGO
 
 N, P = 3, 0.2
@@ -118,6 +121,31 @@ def test_the_most_that_can_be_known_from_the_own_action_is_what_counting_gives()
         kinds = np.where(sends[:, 0], 3 + (others > 0), np.minimum(others, 2))  # told apart by the own action
         best = np.bincount(kinds[~sends[:, 0]]).max() + np.bincount(kinds[sends[:, 0]]).max()
         assert best / 100_000 == pytest.approx(own_action_accuracy(p, n), abs=4 * 0.5 / 100_000**0.5)
+
+
+class Oracle:
+    """Knows the log, and errs by one standard deviation of the first station's delay and of the reward."""
+
+    def __init__(self, log):
+        self.log, self.sd = log, log.states.std(0)
+
+    def predict(self, states, observations, actions):
+        off = np.zeros_like(self.sd)
+        off[5] = self.sd[5]
+        return Forecast(self.log.next_states + off, self.log.rewards + self.log.rewards.std(), None, {})
+
+
+def test_errors_are_means_over_what_varies_and_leave_counters_out(saturated):
+    log = with_counters(saturated.transitions)
+    found = foreseen(Oracle(log), log, log)
+    assert found["state_error"] == pytest.approx(1 / (6 * N), rel=1e-4)  # buffer and active never vary
+    assert found["reward_error"] == pytest.approx(1, rel=1e-4) and found["outcome_in_state"] == 1
+    assert np.isnan(found["outcome_observed"])
+    still = foreseen(Persistence(log), log, log)
+    assert still["outcome_in_state"] == still["outcome_observed"] == accuracy(log.states, log.next_states, N) < 1
+    astray = log.next_states.copy()
+    astray[:, 8::9] += 7
+    assert foreseen(Oracle(replace(log, next_states=astray)), log, log) == pytest.approx(found, nan_ok=True)
 
 
 @pytest.mark.parametrize("sees", ["own", "joint"])

@@ -121,11 +121,12 @@ def _joined(scenario: Scenario, logs: OfflineDataset, kept: slice, seed: int) ->
     actions, mask = logs.actions[0, :n_rows], logs.mask[0, :n_rows]
     states = _states(scenario, slots, winners, actions, mask, logs.observations[0, :n_rows, :, 6])[kept]
     observations = logs.observations[0, kept]
-    sent, winners = actions[kept].any(1)[:-1], winners[kept][:-1]
+    actions, winners = actions[kept][:-1], winners[kept][:-1]
+    sent: np.ndarray = actions.max(1) > 0
     transitions = JointTransitions(
         states=states[:-1].reshape(len(states) - 1, -1),
         observations=observations[:-1],
-        actions=np.eye(2)[actions[kept][:-1]],
+        actions=np.eye(2)[actions],
         rewards=np.where(winners >= 0, 1.0, -1.0 * sent),
         next_states=states[1:].reshape(len(states) - 1, -1),
         next_observations=observations[1:],

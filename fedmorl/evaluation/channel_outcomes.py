@@ -9,7 +9,9 @@ from math import comb
 
 import numpy as np
 
+from fedmorl.data.dca_joint import STATE
 from fedmorl.data.joint_transitions import JointTransitions
+from fedmorl.world_models.joint_rollouts import Predicts
 
 IDLE, SUCCESS, COLLISION, ACK = range(4)
 
@@ -22,6 +24,30 @@ def outcomes(numbers: np.ndarray, n_stations: int) -> np.ndarray:
 def accuracy(predicted: np.ndarray, logged: np.ndarray, n_stations: int) -> float:
     """Share of stations and slots whose outcome is foreseen."""
     return float((outcomes(predicted, n_stations) == outcomes(logged, n_stations)).mean())
+
+
+def foreseen(model: Predicts, log: JointTransitions, train: JointTransitions) -> dict[str, float]:
+    """How one step of a log is predicted.
+
+    Returns
+    -------
+    dict
+        `state_error` and `reward_error`, mean squares in standard deviations of `train`, of numbers that vary there;
+        counters do not count. `outcome_in_state` and `outcome_observed`, shares of stations and slots whose outcome
+        the predicted state, and what the station itself is predicted to observe, have right; NaN for a model that
+        predicts no observations.
+    """
+    found = model.predict(log.states, log.observations, log.actions)
+    n, seen = log.n_agents, found.next_observations
+    sd = train.states.std(0, dtype=np.float64).reshape(n, -1)[:, : len(STATE)]
+    off = (found.next_states - log.next_states).reshape(len(log), n, -1)[..., : len(STATE)]
+    vary = sd > 1e-6
+    return {
+        "state_error": float(((off[:, vary] / sd[vary]) ** 2).mean()),
+        "reward_error": float((((found.rewards - log.rewards) / train.rewards.std()) ** 2).mean()),
+        "outcome_in_state": accuracy(found.next_states, log.next_states, n),
+        "outcome_observed": float("nan") if seen is None else accuracy(seen, log.next_observations, n),
+    }
 
 
 def own_action_accuracy(tx_prob: float, n_stations: int) -> float:
