@@ -77,19 +77,19 @@ def collect_dca_joint(
 
 
 def with_counters(log: JointTransitions) -> JointTransitions:
-    """The same with each station's back-off counter as a ninth number of the state: the idle slots before it sends.
+    """The same with each station's back-off counter as a ninth number of the state, log(1 + idle slots before it sends).
 
     They are known in hindsight, up to the last transmission of the station that sent longest ago; later slots are
-    left out. For `countdown="frozen"`. Divided by 16, which is no unit but keeps numbers small.
+    left out. For `countdown="frozen"`.
     """
     sends = log.actions[..., 1] > 0  # (T, N)
     if not sends.any(0).all():
         raise DatasetError(f"actions of station {int(sends.any(0).argmin())} are never to transmit; log more slots")
     idle_before = np.r_[0, np.cumsum(~sends.any(1))]  # (T + 1,) idle slots before each
     n = int((len(log) - 1 - sends[::-1].argmax(0)).min())  # slots that have a sending one after them
-    counters = np.stack([_until_next(sends[:, i], idle_before) for i in range(log.n_agents)], 1) / 16
+    counters = np.log1p([_until_next(sends[:, i], idle_before)[: n + 1] for i in range(log.n_agents)]).T
     kept = log.take(slice(0, n))
-    both = ((kept.states, counters[:n]), (kept.next_states, counters[1 : n + 1]))
+    both = ((kept.states, counters[:-1]), (kept.next_states, counters[1:]))
     states, next_states = (_with_column(s, x) for s, x in both)
     return replace(kept, states=states, next_states=next_states)
 
