@@ -77,7 +77,7 @@ def collect_dca_joint(
 
 
 def with_counters(log: JointTransitions) -> JointTransitions:
-    """The same with each station's back-off counter as a ninth number of the state, log(1 + idle slots before it sends).
+    """The same with each station's back-off counter as a ninth number of the state: log(1 + idle slots to come).
 
     They are known in hindsight, up to the last transmission of the station that sent longest ago; later slots are
     left out. For `countdown="frozen"`.
