@@ -201,6 +201,13 @@ def test_imagined_rows_are_those_of_the_teams_own_choices():
     assert acts(policy, log).shape == (200, 2)
 
 
+def test_what_is_mixed_in_is_what_is_learned_from():
+    """Rows whose rewards are turned round teach to go to the side that is not shown, or to stay."""
+    log = game()
+    turned = SMALL.fit(log, rng=np.random.default_rng(0), mix=lambda rows, *_: rows._replace(r=-rows.r))
+    assert return_of(turned, log) == 0
+
+
 @pytest.mark.parametrize(
     "make,said",
     [
