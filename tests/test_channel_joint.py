@@ -7,7 +7,7 @@ import pytest
 
 from fedmorl.data.dataset import DatasetError
 from fedmorl.data.dca_joint import EPISODE, collect_dca_joint, p_persistent, with_counters
-from fedmorl.dca import AC_BE, CSMA_CA, Poisson, Saturated, Scenario
+from fedmorl.dca import AC_BE, AC_VO, CSMA_CA, CSMA_ECA, Poisson, Saturated, Scenario
 from fedmorl.evaluation.channel_outcomes import accuracy, foreseen, had_they, outcomes, own_action_accuracy
 from fedmorl.evaluation.model_errors import Persistence
 from fedmorl.world_models.joint_dynamics import Forecast, Training
@@ -28,6 +28,13 @@ def light():
 
 
 @pytest.fixture(scope="module")
+def lossy():
+    """Several rules, packets that are lost, collisions that are over sooner."""
+    stations = [replace(AC_VO, frame_error_rate=0.3), AC_BE, CSMA_ECA]
+    return collect_dca_joint(Scenario(stations=stations, collision_slots=60), 3000, seed=1)
+
+
+@pytest.fixture(scope="module")
 def persistent():
     return [collect_dca_joint([p_persistent(P)] * N, t, seed=s).transitions for s, t in enumerate((4000, 5000))]
 
@@ -39,13 +46,13 @@ def per_station(log):
 # --- the log ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["saturated", "light"])
+@pytest.mark.parametrize("name", ["saturated", "light", "lossy"])
 def test_the_state_is_what_stations_observe_where_they_do(name, request):
     """Outcome, previous action and delay come from slots and winners; observations are the simulator's own."""
     log = request.getfixturevalue(name).transitions
     state, seen = per_station(log), log.observations
     active = state[..., 7] > 0
-    assert active.all() == (name == "saturated")
+    assert active.all() == (name != "light")
     np.testing.assert_array_equal(state[active][:, :5], seen[active][:, :5])
     delay = np.expm1(state[..., 5].astype(np.float64))
     np.testing.assert_allclose((delay / delay.sum(1, keepdims=True))[active], seen[active][:, 5], atol=1e-6)

@@ -25,11 +25,13 @@ EPISODE = 200  # contention slots that are kept together when a log is split
 
 
 class ChannelLog(NamedTuple):
-    """T contention slots, one after the other."""
+    """T contention slots, one after the other.
+
+    A duration is 1 after an idle slot, 124 after a busy one, and more if nobody had a packet in between.
+    """
 
     transitions: JointTransitions
-    durations: np.ndarray  # (T,) [slots] to the next one: 1 after an idle slot, 124 after a busy one, more if none had
-    # a packet
+    durations: np.ndarray  # (T,) [slots] to the next one
 
 
 def p_persistent(tx_prob: float) -> Station:
@@ -156,9 +158,9 @@ def _states(
     outcome, previous = np.zeros((t, n), int), np.zeros((t, n))
     freed, last = np.zeros((t, n), np.int64), np.zeros(n, np.int64)  # freed: end of each one's last success
     for k in range(1, t):
-        sent = actions[k - 1].any()
-        busy = (scenario.tx_slots if winners[k - 1] >= 0 else scenario.failure_slots) + scenario.difs_slots
-        if sent and slots[k] == slots[k - 1] + busy:  # else an idle slot came after it, in which nobody had a packet
+        n_sent = actions[k - 1].sum()
+        busy = (scenario.failure_slots if n_sent > 1 else scenario.tx_slots) + scenario.difs_slots
+        if n_sent and slots[k] == slots[k - 1] + busy:  # else an idle slot came after it, in which nobody had a packet
             outcome[k] = np.where(station == winners[k - 1], 3, 1) if winners[k - 1] >= 0 else 2
         previous[k] = np.where(active[k - 1], actions[k - 1], previous[k - 1])
         if winners[k - 1] >= 0:
