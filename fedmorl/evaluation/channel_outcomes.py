@@ -64,8 +64,8 @@ def own_action_accuracy(tx_prob: float, n_stations: int) -> float:
 def had_they(log: JointTransitions, sends: np.ndarray) -> JointTransitions:
     """The log's situations with other joint actions, and what these lead to by the rules of the channel.
 
-    For saturated stations with a `global` D2LT that lose no packet. `sends` (T, N) bool. Counters, where the state has them, stay what
-    they were.
+    For saturated stations with a `global` D2LT that lose no packet. `sends` (T, N) bool. Counters, where the state has
+    them, stay what they were.
     """
     n, scenario = log.n_agents, log.env_kwargs
     before = log.states.reshape(len(log), n, -1).astype(np.float64)
