@@ -183,6 +183,17 @@ def test_all_attach_by_the_new_order_and_share_their_station():
             assert task._rate[e, i] == pytest.approx(r[e, i] / (task._attached[e] == task._attached[e, i]).sum())
 
 
+def test_the_externality_of_a_user_is_what_the_rest_of_its_station_would_win():
+    task = UserAssociation(2, 6, 2)
+    task.reset(rng())
+    r = np.take_along_axis(spectral_efficiency(task._snr_db), task._attached[..., None], -1)[..., 0]
+    for e in range(2):
+        for i in range(6):
+            others = [j for j in range(6) if j != i and task._attached[e, j] == task._attached[e, i]]
+            won = sum(np.log(r[e, j] / len(others) + 0.05) - task._utility[e, j] for j in others)
+            assert task.own[e, i] - task.credit[e, i] == pytest.approx(won, abs=1e-5)
+
+
 def test_users_walk_three_metres_and_stay_inside():
     task = UserAssociation(10, 12)
     task.reset(rng())

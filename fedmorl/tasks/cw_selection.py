@@ -9,7 +9,7 @@ Formulation: contention windows per epoch, after Wydmanski and Szott (2021), WCN
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,6 +51,8 @@ class CWSelection:
     """
 
     name, n_levels, observation_size, change_probability = "cw", len(WINDOWS), 5, 0.05
+    own: np.ndarray  # (E, N) float32: the own share of the channel times N
+    credit = None  # what a station's attempts cost the others cannot be told from one epoch
 
     def __init__(self, n_networks: int, n_agents: int = 10, backend: str = "dca") -> None:
         if backend not in BACKENDS:
@@ -73,13 +75,9 @@ class CWSelection:
         else:
             self._epoch = play_rounds(2 / (WINDOWS[levels] + 1), EPOCH_ROUNDS, self._rng)
         share = PAYLOAD_SLOTS * self._epoch.successes / self._epoch.slots[:, None]
-        self._own = 0.8 * share.sum(1, keepdims=True) + 0.2 * np.minimum(self.n_agents * share, 1)
-        return observe(levels, share, self._epoch), self._own.astype(np.float32)
-
-    @property
-    def own(self) -> np.ndarray:
-        """(E, N): the reward, which counts the others' share too."""
-        return self._own.astype(np.float32)
+        self.own = (self.n_agents * share).astype(np.float32)
+        reward = 0.8 * share.sum(1, keepdims=True) + 0.2 * np.minimum(self.n_agents * share, 1)
+        return observe(levels, share, self._epoch), reward.astype(np.float32)
 
     def reference(self) -> np.ndarray:
         """(E, N): the best level that all have in common."""
@@ -155,7 +153,7 @@ class HeldWindows:
     """
 
     def __init__(self, n_networks: int, n_agents: int, seed: int) -> None:
-        scenario = Scenario.uniform(_holding(WINDOWS[0]), n_agents)
+        scenario = Scenario.uniform(_holding(int(WINDOWS[0])), n_agents)
         states = [make_state(scenario, seed, e) for e in range(n_networks)]
         for state in states:
             state.channel["logging"] = 0
@@ -185,9 +183,9 @@ class HeldWindows:
 
 @compiled
 def hold_windows(
-    all_stations, channels, queues, all_heard, access_histogram, delay_histogram, log, trace, sizes, weights, scratch,
-    windows, n_slots,
-):  # fmt: skip
+    all_stations: Any, channels: Any, queues: Any, all_heard: Any, access_histogram: Any, delay_histogram: Any,
+    log: Any, trace: Any, sizes: Any, weights: Any, scratch: Any, windows: Any, n_slots: int,
+) -> None:  # fmt: skip
     """Set every window and run every channel for `n_slots` slots."""
     for e in range(channels.shape[0]):
         stations, ch = all_stations[e], channels[e]
@@ -208,10 +206,10 @@ def best_level(n_agents: int, backend: str, n_slots: int = 3_000_000) -> int:
     """The common level of highest throughput: by the closed form on "rounds", by simulation on "dca"."""
     if backend == "rounds":
         return int(np.argmax([closed_form(n_agents, int(cw)) for cw in WINDOWS]))
-    runs = [simulate(Scenario.uniform(_holding(cw), n_agents), n_slots=n_slots, seed=0) for cw in WINDOWS]
+    runs = [simulate(Scenario.uniform(_holding(int(cw)), n_agents), n_slots=n_slots, seed=0) for cw in WINDOWS]
     return int(np.argmax([run.throughput_ratio for run in runs]))
 
 
 def _holding(window: int) -> Station:
     """A station that never doubles its window."""
-    return Station(cw_min=int(window), cw_max=int(window))
+    return Station(cw_min=window, cw_max=window)

@@ -25,7 +25,11 @@ class NetworkTask(Protocol):
 
     @property
     def own(self) -> np.ndarray:
-        """(E, N): what each agent alone got out of the last epoch, in the unit of the reward."""
+        """(E, N) float32: what each agent alone got out of the last epoch, whatever it cost the others."""
+
+    @property
+    def credit(self) -> np.ndarray | None:
+        """(E, N) float32: `own` less what the others lost by this agent; None where that cannot be told."""
 
     def reset(self, rng: np.random.Generator) -> np.ndarray:
         """Draw E networks and play one epoch at levels drawn evenly -> observations (E, N, O) float32."""

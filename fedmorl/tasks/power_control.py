@@ -35,6 +35,8 @@ class PowerControl:
     """
 
     name, n_levels, observation_size, change_probability = "pc", 10, 9, 0.05
+    own: np.ndarray  # (E, N) float32: the rate alone, on the reward's scale
+    credit: np.ndarray  # (E, N) float32: the reward, which is own minus externality
 
     def __init__(self, n_networks: int, n_agents: int = 10) -> None:
         self.n_networks, self.n_agents = check_size("n_networks", n_networks, 1), check_size("n_agents", n_agents, 3)
@@ -53,13 +55,9 @@ class PowerControl:
         self._power = levels / (self.n_levels - 1)
         self._gain = np.abs(self._fading) ** 2 * self._mean_gain
         self._rate, cost = rates(self._gain, self._power), externality(self._gain, self._power)
-        reward = np.clip(self._rate - cost, -6, 8) / 2
-        return self._observe(levels, cost), reward.astype(np.float32)
-
-    @property
-    def own(self) -> np.ndarray:
-        """(E, N): the rate alone, on the reward's scale."""
-        return (np.clip(self._rate, -6, 8) / 2).astype(np.float32)
+        self.own = (np.clip(self._rate, -6, 8) / 2).astype(np.float32)
+        self.credit = (np.clip(self._rate - cost, -6, 8) / 2).astype(np.float32)
+        return self._observe(levels, cost), self.credit
 
     def reference(self) -> np.ndarray:
         """(E, N): WMMSE on last slot's gains of all pairs, rounded to a power there is."""

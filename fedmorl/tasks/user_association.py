@@ -31,6 +31,8 @@ class UserAssociation:
     """
 
     name, observation_size, change_probability = "ua", 3 * SEEN + 1, 0.03
+    own: np.ndarray  # (E, N) float32: the own utility, less the cost of changing
+    credit: np.ndarray  # (E, N) float32: `own`, less what the others on the station lose by one more
 
     def __init__(self, n_networks: int, n_agents: int = 12, n_stations: int = 4) -> None:
         self.n_networks, self.n_agents = check_size("n_networks", n_networks, 1), check_size("n_agents", n_agents, 2)
@@ -58,17 +60,15 @@ class UserAssociation:
         self._changed = (attached != self._attached) & (self._attached >= 0)
         self._attached = attached
         load = loads(attached, self.n_stations)  # (E, M)
-        rate = np.take_along_axis(spectral_efficiency(self._snr_db), attached[..., None], -1)[..., 0]
-        self._rate = rate / np.take_along_axis(load, attached, -1)
+        alone = np.take_along_axis(spectral_efficiency(self._snr_db), attached[..., None], -1)[..., 0]
+        crowd = np.take_along_axis(load, attached, -1)
+        self._rate = alone / crowd
         self._utility = np.log(self._rate + 0.05)
+        self.own = (self._utility - HANDOVER_COST * self._changed).astype(np.float32)
+        self.credit = (self.own - externality(alone, attached, crowd)).astype(np.float32)
         team = self._utility.mean(1, keepdims=True)
-        self._own = 0.5 * self._utility + 0.5 * team - HANDOVER_COST * self._changed
-        return self._observe(order, load, ranks), self._own.astype(np.float32)
-
-    @property
-    def own(self) -> np.ndarray:
-        """(E, N): the reward, half of which is the team's."""
-        return self._own.astype(np.float32)
+        reward = 0.5 * self._utility + 0.5 * team - HANDOVER_COST * self._changed
+        return self._observe(order, load, ranks), reward.astype(np.float32)
 
     def reference(self) -> np.ndarray:
         """(E, N): ranks after three sweeps of best response, with everybody's place and station known.
@@ -140,6 +140,16 @@ def snr_db(places: np.ndarray, stations: np.ndarray) -> np.ndarray:
 def spectral_efficiency(snr_in_db: np.ndarray) -> np.ndarray:
     """log2(1 + SNR) [bit/s/Hz] of a user alone on its station."""
     return np.log2(1 + 10 ** (snr_in_db / 10))
+
+
+def externality(alone: np.ndarray, attached: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """(E, N): the utility that the others on a user's station lose because it is there too.
+
+    alone, attached, crowd : (E, N), what each would get alone, its station, and how many are on it.
+    """
+    lost = np.log(alone / np.maximum(crowd - 1, 1) + 0.05) - np.log(alone / crowd + 0.05)  # by j, if one more is there
+    together = (attached[:, :, None] == attached[:, None, :]) & ~np.eye(attached.shape[1], dtype=bool)
+    return (together * lost[:, None, :]).sum(-1)
 
 
 def loads(attached: np.ndarray, n_stations: int) -> np.ndarray:
