@@ -134,5 +134,3 @@ def score(found: np.ndarray, logs: np.ndarray, reference: np.ndarray) -> float:
 def merit(found: Mapping[str, np.ndarray]) -> np.ndarray:
     """(E,): the first count, which the task is judged by."""
     return next(iter(found.values()))
-
-

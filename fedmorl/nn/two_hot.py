@@ -25,7 +25,7 @@ class TwoHot:
         share = (place - below)[..., None]
         index = below.long()[..., None]
         code = torch.zeros(*x.shape, self.n_bins, dtype=x.dtype)
-        return code.scatter_(-1, index, 1 - share).scatter_(-1, index + 1, share)
+        return code.scatter(-1, index, 1 - share).scatter(-1, index + 1, share)
 
     def mean(self, logits: Tensor) -> Tensor:
         """(..., n_bins) -> (...): the expectation over bins."""

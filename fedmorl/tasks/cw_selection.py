@@ -89,12 +89,13 @@ class CWSelection:
         return even_weights(self.n_networks, self.n_agents)
 
     def tally(self) -> Tally:
-        """Throughput (payload share of the slots) and the share of attempts that collided, as sums."""
+        """Throughput (payload share of the slots) and the share of attempts that collided, as sums; Jain's index."""
         e = self._epoch
-        sent = (e.successes + e.collisions).sum(1)
+        sent, one = (e.successes + e.collisions).sum(1), np.ones(self.n_networks)
         return {
             "throughput": (PAYLOAD_SLOTS * e.successes.sum(1), e.slots),
             "collision_rate": (e.collisions.sum(1), np.maximum(sent, 1)),
+            "jain_index": (e.successes.sum(1) ** 2 / np.maximum((e.successes**2).sum(1), 1) / self.n_agents, one),
         }
 
     def new_level(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

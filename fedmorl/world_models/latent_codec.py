@@ -83,7 +83,7 @@ class LatentCodec(nn.Module):
         if task not in self.sizes:
             raise ValueError(
                 f"task must be one that has a stem ({', '.join(self.sizes)}); got {task!r}: train one on a few logs "
-                "with NetWorldModel.with_task"
+                "with NetWorld.adapt"
             )
         if observations.shape[-1] != self.sizes[task]:
             raise ValueError(
@@ -130,9 +130,7 @@ def fit_codec(
     return codec.requires_grad_(False)
 
 
-def with_stem(
-    codec: LatentCodec, log: NetworkLog, training: CodecTraining, *, rng: np.random.Generator
-) -> LatentCodec:
+def with_stem(codec: LatentCodec, log: NetworkLog, training: CodecTraining, *, rng: np.random.Generator) -> LatentCodec:
     """A copy that also has a stem and a head for the task of `log`; the trunk and all else stay as they are."""
     codec, generator = copy.deepcopy(codec), torch_generator(rng)
     codec.add_stem(log.task, log.observations.shape[-1], generator)

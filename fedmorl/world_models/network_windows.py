@@ -112,5 +112,9 @@ def _rows(log: NetworkLog, codec: LatentCodec, returns: str) -> tuple[Tensor, Te
     sums = np.cumsum(np.pad(reward, ((0, 0), (1, 0), (0, 0))), 1)
     g = zscored((sums[:, H:] - sums[:, :-H]) / H)
     codes = code_of(log.actions, log.n_levels)
-    by_row = [torch.as_tensor(np.array(x), dtype=torch.float32).transpose(1, 2).flatten(0, 1) for x in (z, m, codes, g)]
-    return by_row[0], by_row[1], by_row[2], by_row[3]
+    return _by_row(z), _by_row(m), _by_row(torch.tensor(codes)), _by_row(torch.tensor(g))
+
+
+def _by_row(x: Tensor) -> Tensor:
+    """(E, T, N, ...) -> (E N, T, ...) float32."""
+    return x.float().transpose(1, 2).flatten(0, 1)

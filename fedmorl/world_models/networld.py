@@ -22,7 +22,15 @@ from fedmorl.nn.diffusion import N_NOISE, cosine_alpha_bar, noised
 from fedmorl.nn.mlp import torch_generator
 from fedmorl.nn.residual import ResidualMLP, level_code
 from fedmorl.nn.two_hot import TwoHot
-from fedmorl.world_models.latent_codec import TASKS, D, LatentCodec
+from fedmorl.world_models.latent_codec import (
+    DEFAULT,
+    TASKS,
+    CodecTraining,
+    D,
+    LatentCodec,
+    with_messages,
+    with_stem,
+)
 from fedmorl.world_models.network_windows import CONDITION, DEFAULT_RETURNS, H, TaskRows, Windows, check_logs
 
 ACTION_CODE, RETURN_CODE = TwoHot(-1, 1, 21), TwoHot(-4, 4, 41)
@@ -79,9 +87,7 @@ class NetWorldNetworks(nn.Module):
         return self.inverse(before, after, c[:, : len(TASKS)])
 
 
-def losses(
-    networks: NetWorldNetworks, windows: Windows, level: Tensor, eps: Tensor, step: Tensor
-) -> dict[str, Tensor]:
+def losses(networks: NetWorldNetworks, windows: Windows, level: Tensor, eps: Tensor, step: Tensor) -> dict[str, Tensor]:
     """Each term of the loss, mean over the batch: a pure function.
 
     level : (B,) noise levels. eps : (B, H, D) their noise. step : (B,) the step whose action is recovered.
@@ -151,6 +157,26 @@ class NetWorld:
         model = NetWorldModel(networks, codec, dict(DEFAULT_RETURNS) | dict(self.returns))
         return self.tune(model, logs, generator, progress)
 
+    def adapt(
+        self,
+        model: "NetWorldModel",
+        log: NetworkLog,
+        *,
+        rng: np.random.Generator,
+        codec_training: CodecTraining = DEFAULT,
+        frozen: Sequence[str] = (),
+    ) -> "NetWorldModel":
+        """The model after a few logged networks: of a task it knows, or of a new one, which gets a stem of its own.
+
+        log : without messages, or with any; they are made anew. frozen : names of networks that stay as they are.
+        """
+        rng_stem, rng_fit = rng.spawn(2)
+        codec = model.codec
+        if log.task not in codec.sizes:
+            codec = with_stem(codec, log, codec_training, rng=rng_stem)
+        known = NetWorldModel(model.networks, codec, model.returns)
+        return self.tune(known, [with_messages(log, codec)], torch_generator(rng_fit), frozen=frozen)
+
     def tune(
         self,
         model: "NetWorldModel",
@@ -188,9 +214,7 @@ class NetWorld:
         return tuned
 
 
-def batch(
-    rows: Sequence[TaskRows], n_each: int, generator: torch.Generator
-) -> tuple[Windows, Tensor, Tensor, Tensor]:
+def batch(rows: Sequence[TaskRows], n_each: int, generator: torch.Generator) -> tuple[Windows, Tensor, Tensor, Tensor]:
     """`n_each` windows of every task with their noise levels, noise and steps."""
     windows = Windows(*(torch.cat(x) for x in zip(*(r.draw(n_each, generator) for r in rows), strict=True)))
     n = len(windows.returns)
