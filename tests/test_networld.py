@@ -245,7 +245,7 @@ def test_the_guide_is_the_gradient_of_the_expected_return(model):
 
 def test_guidance_raises_what_the_classifier_expects(logs, codec):
     trained = NetWorld(parts=("guide",), width=32, n_steps=300, batch_size=16).fit(logs, codec, rng=rng())
-    obs, received = observed()
+    obs, _ = observed()
     z0 = codec.encode("pc", obs) / codec.latent_sd
     c = latent_conditions(z0)
     expected = []

@@ -9,11 +9,36 @@ from typing import Protocol
 import numpy as np
 
 from fedmorl.data.network_logs import Wandering
-from fedmorl.learners.networld_planner import NetWorldPlanner
+from fedmorl.learners.networld_planner import Plan
 from fedmorl.tasks.networks import NetworkTask
 from fedmorl.world_models.latent_codec import mean_field, to_bytes
+from fedmorl.world_models.networld import NetWorldModel
 
 BURN_IN = 5  # epochs that do not count
+
+
+class Planner(Protocol):
+    """`NetWorldPlanner` and what it is compared with."""
+
+    @property
+    def model(self) -> NetWorldModel:
+        """Whose encoder messages are in terms of."""
+
+    @property
+    def messages(self) -> bool:
+        """Whether messages are wanted."""
+
+    def plan(
+        self,
+        task: str,
+        observations: np.ndarray,
+        received: np.ndarray | None,
+        n_levels: int,
+        *,
+        rng: np.random.Generator,
+        held: np.ndarray | None = None,
+    ) -> Plan:
+        """Levels (B,) of observations (B, O) and mean fields (B, D)."""
 
 
 class NetworkPolicy(Protocol):
@@ -72,12 +97,13 @@ class Planned:
     age : epochs by which messages are late. bits : of each latent in a message.
     """
 
-    def __init__(self, planner: NetWorldPlanner, *, age: int = 0, bits: int = 8) -> None:
+    def __init__(self, planner: Planner, *, age: int = 0, bits: int = 8) -> None:
         self.planner, self.age, self.bits = planner, age, bits
 
     def start(self, task: NetworkTask, rng: np.random.Generator) -> None:
         """Nobody holds a level yet, and nothing was sent."""
-        self._task, self._rng, self._held = task, rng, None
+        self._task, self._rng = task, rng
+        self._held: np.ndarray | None = None
         self._sent: list[np.ndarray] = []
 
     def act(self, observations: np.ndarray) -> np.ndarray:
@@ -92,8 +118,8 @@ class Planned:
             rng=self._rng,
             held=None if self._held is None else self._held.reshape(-1),
         )
-        self._held = plan.actions.reshape(e, n)
-        return self._held
+        self._held = actions = plan.actions.reshape(e, n)
+        return actions
 
     def _received(self, observations: np.ndarray) -> np.ndarray | None:
         if not self.planner.messages:

@@ -62,9 +62,9 @@ class NetWorldPlanner:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
-        if self.method not in self.model.networks.parts:
+        if self.method not in (parts := self.model.networks.parts):
             raise ValueError(
-                f"method {self.method} needs a model trained for it; this one has {', '.join(self.model.networks.parts)}: "
+                f"method {self.method} needs a model trained for it; this one has {', '.join(parts)}: "
                 f"fit NetWorld(parts=('{self.method}',))"
             )
         trailing_levels(self.ddim_steps)

@@ -16,7 +16,7 @@ MAX_BETA = 0.999
 
 
 def cosine_alpha_bar(n_noise: int = N_NOISE) -> Tensor:
-    """ab_0 .. ab_{n-1}, float32: beta_i = min(1 - f((i + 1)/n) / f(i/n), 0.999), f(s) = cos^2(pi/2 (s + .008)/1.008)."""
+    """ab_0 .. ab_{n-1}, float32: beta_i = min(1 - f((i+1)/n) / f(i/n), 0.999), f(s) = cos^2(pi/2 (s + .008)/1.008)."""
 
     def f(s: float) -> float:
         return math.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2

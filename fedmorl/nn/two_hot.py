@@ -19,7 +19,7 @@ class TwoHot:
         self.bins = torch.linspace(low, high, n_bins)
 
     def encode(self, x: Tensor) -> Tensor:
-        """(...) -> (..., n_bins): the weights of the two neighbours add up to 1; outside the range the last bin has 1."""
+        """(...) -> (..., n_bins): the weights of two neighbours add up to 1; outside the range the last bin has 1."""
         place = (x.clamp(self.low, self.high) - self.low) / (self.high - self.low) * (self.n_bins - 1)
         below = place.floor().clamp(max=self.n_bins - 2)
         share = (place - below)[..., None]

@@ -7,6 +7,7 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ DEFAULT = CodecTraining()
 
 class LatentCodec(nn.Module):
     """Encoder (B, O) -> (B, D) in (-1, 1), and its decoder, of the tasks it has stems for."""
+
+    latent_sd: Tensor  # (D,) of the latents of the training logs
 
     def __init__(self, sizes: dict[str, int], generator: torch.Generator) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ class LatentCodec(nn.Module):
         return self.heads[task](self.back(torch.cat([z, code], -1)).relu())
 
     def encode(self, task: str, observations: np.ndarray) -> Tensor:
-        """Observations (..., O) -> tanh latents (..., D); ValueError if the task has no stem or a number is not finite."""
+        """Observations (..., O) -> tanh latents (..., D); ValueError without a stem, or if one is not finite."""
         self.check(task, observations)
         with torch.no_grad(), one_thread():
             flat = torch.tensor(np.asarray(observations, np.float32)).flatten(0, -2)
@@ -203,5 +206,5 @@ def with_messages(log: NetworkLog, codec: LatentCodec, *, age: int = 0, bits: in
     sent = to_bytes(z, scored, bits)
     late = np.maximum(np.arange(sent.shape[1]) - age, 0)
     received = mean_field(sent[:, late], log.weights[:, late], bits)
-    about = {"encoder_hash": codec.content_hash, "message_age": age, "bits": D * bits + 8}
+    about: dict[str, Any] = {"encoder_hash": codec.content_hash, "message_age": age, "bits": D * bits + 8}
     return replace(log, sent=sent, received=received, **about)

@@ -11,6 +11,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,11 +51,13 @@ class NetWorldNetworks(nn.Module):
     inverse : z_j, z_j+1, task -> action bins.
     """
 
+    alpha_bar: Tensor  # of every noise level
+
     def __init__(self, parts: Sequence[str], width: int, generator: torch.Generator) -> None:
         super().__init__()
         window, noisy = H * D, H * D + LEVEL_CODE + CONDITION
-        small = {"width": width // 2, "generator": generator, "zero": True, "n_blocks": 2}
-        large = {"width": width, "generator": generator}
+        small: dict[str, Any] = {"width": width // 2, "generator": generator, "zero": True, "n_blocks": 2}
+        large: dict[str, Any] = {"width": width, "generator": generator}
         if "score" in parts:
             self.futures = ResidualMLP(noisy + H, window, n_blocks=3, **large)
             self.value = ResidualMLP(window + CONDITION + H, RETURN_CODE.n_bins, **small)

@@ -6,6 +6,8 @@ one place (`NetWorld.fit`), each client for itself, and federated averaging by `
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -54,7 +56,7 @@ def federate(
     config: FitConfig,
     *,
     seed: int,
-    engine: str = "loop",
+    engine: Literal["loop", "batched"] = "loop",
 ) -> tuple[NetWorldModel, History]:
     """Federated averaging from the weights of `model`."""
     history = run_federation(
@@ -64,15 +66,13 @@ def federate(
         rounds=rounds,
         fit_config=config,
         seed=seed,
-        progress=False,  # type: ignore[arg-type]
+        progress=False,
     )
     return _with(model, dict(history.state)), history
 
 
 def isolated(model: NetWorldModel, client: ModelClient, config: FitConfig, *, seed: int) -> NetWorldModel:
     """What one client learns alone from the weights of `model`, in the steps that `config` has."""
-    from dataclasses import replace
-
     return _with(model, dict(client.fit(1, client.state(), replace(config, seed=seed)).state))
 
 
