@@ -233,7 +233,7 @@ def test_the_guide_is_the_gradient_of_the_expected_return(model):
     x, c = torch.randn(2, H, 16).double(), torch.randn(2, CONDITION).double()
     try:
         g = planner.gradient(x, 40, c)
-        level = torch.full((2,), 40.0).double()
+        level = torch.full((2,), 40)
         for k in range(5):
             step = torch.zeros_like(x)
             step[:, k, 2 * k] = 1e-5
@@ -252,7 +252,7 @@ def test_guidance_raises_what_the_classifier_expects(logs, codec):
     for scale in (0.0, 1.0):
         planner = NetWorldPlanner(model=trained, method="guide", scale=scale)
         x = planner.trajectories(z0, c, torch.Generator().manual_seed(0))
-        bins = trained.networks.classify(x, torch.zeros(len(x)), c)
+        bins = trained.networks.classify(x, torch.zeros(len(x), dtype=torch.long), c)
         expected.append(float(RETURN_CODE.mean(bins).detach().mean()))
     assert expected[1] > expected[0] + 0.05
 

@@ -3,6 +3,7 @@
 Letters: E networks, N agents, T epochs.
 """
 
+import time
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 from fedmorl.data.network_logs import Wandering
 from fedmorl.learners.networld_planner import Plan
 from fedmorl.tasks.networks import NetworkTask
-from fedmorl.world_models.latent_codec import mean_field, to_bytes
+from fedmorl.world_models.latent_codec import D, mean_field, to_bytes
 from fedmorl.world_models.networld import NetWorldModel
 
 BURN_IN = 5  # epochs that do not count
@@ -160,3 +161,15 @@ def score(found: np.ndarray, logs: np.ndarray, reference: np.ndarray) -> float:
 def merit(found: Mapping[str, np.ndarray]) -> np.ndarray:
     """(E,): the first count, which the task is judged by."""
     return next(iter(found.values()))
+
+
+def plan_cpu_ms(planner: Planner, task: NetworkTask, *, rng: np.random.Generator, n: int = 30) -> float:
+    """Median CPU time [ms] of one decision of one agent by itself, on one thread, after five that do not count."""
+    observation = task.reset(rng)[0, :1]
+    received = np.zeros((1, D), np.float32) if planner.messages else None
+    spent = []
+    for _ in range(n + 5):
+        begin = time.process_time()
+        planner.plan(task.name, observation, received, task.n_levels, rng=rng)
+        spent.append(time.process_time() - begin)
+    return float(np.median(spent[5:]) * 1e3)

@@ -56,8 +56,8 @@ def redraw(module: nn.Module, generator: torch.Generator) -> None:
                     parameter.copy_(torch.rand(parameter.shape, generator=generator) * 2 * bound - bound)
 
 
-def level_code(level: Tensor, n_levels: int, width: int = 16) -> Tensor:
-    """Noise levels (B,) as sines and cosines of geometric frequencies, (B, width)."""
+def level_codes(n_levels: int, width: int) -> Tensor:
+    """Noise levels 0 .. n - 1 as sines and cosines of geometric frequencies, (n_levels, width)."""
     frequency = torch.exp(torch.linspace(0, math.log(n_levels), width // 2))
-    angle = level[:, None] / n_levels * frequency * math.pi / 2
+    angle = torch.arange(n_levels)[:, None] / n_levels * frequency * math.pi / 2
     return torch.cat([angle.sin(), angle.cos()], -1)

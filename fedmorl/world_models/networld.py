@@ -21,7 +21,7 @@ from fedmorl.data.network_logs import NetworkLog
 from fedmorl.federated.clients import one_thread
 from fedmorl.nn.diffusion import N_NOISE, cosine_alpha_bar, noised
 from fedmorl.nn.mlp import torch_generator
-from fedmorl.nn.residual import ResidualMLP, level_code
+from fedmorl.nn.residual import ResidualMLP, level_codes
 from fedmorl.nn.two_hot import TwoHot
 from fedmorl.world_models.latent_codec import (
     DEFAULT,
@@ -52,21 +52,24 @@ class NetWorldNetworks(nn.Module):
     """
 
     alpha_bar: Tensor  # of every noise level
+    level_codes: Tensor  # (n_noise, LEVEL_CODE)
 
     def __init__(self, parts: Sequence[str], width: int, generator: torch.Generator) -> None:
         super().__init__()
         window, noisy = H * D, H * D + LEVEL_CODE + CONDITION
         small: dict[str, Any] = {"width": width // 2, "generator": generator, "zero": True, "n_blocks": 2}
         large: dict[str, Any] = {"width": width, "generator": generator}
+        middle = large | {"width": 2 * width // 3}  # P1 asks five levels and four gradients one after the other
         if "score" in parts:
             self.futures = ResidualMLP(noisy + H, window, n_blocks=3, **large)
             self.value = ResidualMLP(window + CONDITION + H, RETURN_CODE.n_bins, **small)
             self.prior = ResidualMLP(CONDITION, ACTION_CODE.n_bins, **small)
         if "guide" in parts:
-            self.trajectory = ResidualMLP(noisy, window, n_blocks=3, **large)
-            self.classifier = ResidualMLP(noisy, RETURN_CODE.n_bins, n_blocks=2, zero=True, **large)
+            self.trajectory = ResidualMLP(noisy, window, n_blocks=3, **middle)
+            self.classifier = ResidualMLP(noisy, RETURN_CODE.n_bins, n_blocks=2, zero=True, **middle)
             self.inverse = ResidualMLP(2 * D + len(TASKS), ACTION_CODE.n_bins, **small)
         self.register_buffer("alpha_bar", cosine_alpha_bar())
+        self.register_buffer("level_codes", level_codes(N_NOISE, LEVEL_CODE))
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -75,15 +78,15 @@ class NetWorldNetworks(nn.Module):
 
     def guess_future(self, x: Tensor, level: Tensor, c: Tensor, codes: Tensor) -> Tensor:
         """x_0 (B, H, D) of noisy x (B, H, D) at levels (B,), if these actions (B, H) are taken."""
-        return self.futures(x, level_code(level, N_NOISE), c, codes).view(x.shape)
+        return self.futures(x, self.level_codes[level], c, codes).view(x.shape)
 
     def guess_trajectory(self, x: Tensor, level: Tensor, c: Tensor) -> Tensor:
         """x_0 (B, H, D) of noisy x (B, H, D) at levels (B,)."""
-        return self.trajectory(x, level_code(level, N_NOISE), c).view(x.shape)
+        return self.trajectory(x, self.level_codes[level], c).view(x.shape)
 
     def classify(self, x: Tensor, level: Tensor, c: Tensor) -> Tensor:
         """Return bins (B, 41) of noisy x (B, H, D), whose first row is clean."""
-        return self.classifier(x, level_code(level, N_NOISE), c)
+        return self.classifier(x, self.level_codes[level], c)
 
     def inverted(self, before: Tensor, after: Tensor, c: Tensor) -> Tensor:
         """Action bins (B, 21) of the step between two latents (B, D)."""
@@ -128,7 +131,7 @@ class NetWorld:
     Parameters
     ----------
     parts : "score" for planner P2, "guide" for P1.
-    width : of the denoisers' residual stream.
+    width : of the residual stream of P2's denoiser; two thirds of it for P1's networks.
     n_steps, batch_size : updates, and windows of each task in one.
     learning_rate : AdamW's; falls linearly to a fiftieth. Weight decay 1e-4.
     ema : of the averaged weights that are kept.
