@@ -394,6 +394,7 @@ def test_what_is_frozen_does_not_move(model, logs, raw):
     before, after = model.networks.state_dict(), tuned.networks.state_dict()
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"value", "prior", "classifier", "inverse"}
+    assert tuned.codec.content_hash == model.codec.content_hash
 
 
 def test_the_code_is_one_byte_a_number():

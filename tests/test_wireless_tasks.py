@@ -149,27 +149,24 @@ def test_delay_costs_the_reference_little_and_random_powers_a_lot():
 
 
 def test_nobody_gains_by_leaving_the_reference_alone():
-    """Once the best response has settled, no single move raises the sum of utilities."""
-    task = UserAssociation(20, 6)
+    """Three sweeps settle nearly everywhere: no single move raises the sum of utilities by a fiftieth."""
+    task = UserAssociation(40, 12)
     task.reset(rng(5))
-    alone, best = spectral_efficiency(task._snr_db), np.empty(20)
-    order = np.argsort(-task._snr_db, axis=-1)
+    alone, order = spectral_efficiency(task._snr_db), np.argsort(-task._snr_db, axis=-1)
 
     def total(ranks):
         m = np.take_along_axis(order, ranks[..., None], -1)[..., 0]
         rate = np.take_along_axis(alone, m[..., None], -1)[..., 0]
         return np.log(rate / np.take_along_axis(loads(m, 4), m, -1) + 0.05).sum(1)
 
-    chosen = task.reference()
-    best = total(chosen)
-    gain = -np.inf
-    for i in range(6):
+    chosen, gains = task.reference(), []
+    for i in range(12):
         for rank in range(4):
             other = chosen.copy()
             other[:, i] = rank
-            gain = max(gain, np.median(total(other) - best))
-    assert gain <= 1e-9
-    assert (best > total(np.zeros((20, 6), int)) - 0.1).all()
+            gains.append(total(other) - total(chosen))
+    assert (np.max(gains, 0) < 0.02).mean() >= 0.9
+    assert (total(chosen) > total(np.zeros((40, 12), int))).all()
 
 
 def test_all_attach_by_the_new_order_and_share_their_station():
