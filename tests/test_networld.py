@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedmorl.checkpoints import save_module
 from fedmorl.data.dataset import DatasetError
 from fedmorl.data.network_logs import NetworkLog, collect_network_log
 from fedmorl.evaluation.networks import Always, Informed, Logged, Planned, merit, play, score
@@ -18,7 +19,7 @@ from fedmorl.tasks.user_association import UserAssociation
 from fedmorl.world_models import latent_codec
 from fedmorl.world_models.latent_codec import CodecTraining, fit_codec, from_bytes, mean_field, to_bytes, with_messages
 from fedmorl.world_models.network_windows import CONDITION, H, TaskRows, rewards_for
-from fedmorl.world_models.networld import RETURN_CODE, NetWorld, batch, losses
+from fedmorl.world_models.networld import RETURN_CODE, NetWorld, NetWorldModel, batch, losses
 from fedmorl.world_models.networld_federated import federate, federated_clients, isolated
 
 SMALL = NetWorld(width=16, n_steps=10, batch_size=4)
@@ -313,6 +314,21 @@ def test_a_planner_without_its_networks_is_refused(logs, codec):
         NetWorldPlanner(model=only, method="guide")
     with pytest.raises(ValueError, match="ddim_steps must divide"):
         NetWorldPlanner(model=only, ddim_steps=3)
+
+
+def test_a_model_comes_back_from_its_file_and_plans_alike(model, planner, tmp_path):
+    model.save(tmp_path / "m.safetensors")
+    again = NetWorldModel.load(tmp_path / "m.safetensors")
+    obs, received = observed()
+    a, b = (replace(planner, model=m).plan("pc", obs, received, 10, rng=rng(1)).actions for m in (model, again))
+    assert np.array_equal(a, b) and again.codec.content_hash == model.codec.content_hash
+    assert again.returns == model.returns
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    save_module(tmp_path / "x.safetensors", torch.nn.Linear(2, 2), {"parts": ["score"]}, {})
+    with pytest.raises(ValueError, match="does not hold a NetWorld: width, sizes, returns missing"):
+        NetWorldModel.load(tmp_path / "x.safetensors")
 
 
 def test_inverse_dynamics_learns_to_read_the_level(seen, good_codec):

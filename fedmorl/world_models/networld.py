@@ -11,12 +11,14 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedmorl.checkpoints import load_into_module, read_config, save_module
 from fedmorl.data.network_logs import NetworkLog
 from fedmorl.federated.clients import one_thread
 from fedmorl.nn.diffusion import N_NOISE, cosine_alpha_bar, noised
@@ -56,6 +58,7 @@ class NetWorldNetworks(nn.Module):
 
     def __init__(self, parts: Sequence[str], width: int, generator: torch.Generator) -> None:
         super().__init__()
+        self.width = width
         window, noisy = H * D, H * D + LEVEL_CODE + CONDITION
         small: dict[str, Any] = {"width": width // 2, "generator": generator, "zero": True, "n_blocks": 2}
         large: dict[str, Any] = {"width": width, "generator": generator}
@@ -246,6 +249,27 @@ class NetWorldModel:
     def n_parameters(self) -> int:
         """Of all networks, the encoder's aside."""
         return sum(p.numel() for p in self.networks.parameters())
+
+    def save(self, path: Path | str, provenance: Mapping[str, Any] | None = None) -> None:
+        """Write one safetensors file, whole or not at all: weights, and what they are as JSON."""
+        config = {"parts": self.networks.parts, "width": self.networks.width, "sizes": self.codec.sizes}
+        config |= {"returns": self.returns, "cpu_seconds": self.cpu_seconds}
+        save_module(path, self._whole(), config, provenance or {})
+
+    @classmethod
+    def load(cls, path: Path | str) -> "NetWorldModel":
+        """Read a file that `save` wrote; ValueError, one sentence, if it holds no such model."""
+        config, generator = read_config(path), torch.Generator()
+        if missing := [name for name in ("parts", "width", "sizes", "returns") if name not in config]:
+            raise ValueError(f"{path} does not hold a NetWorld: {', '.join(missing)} missing")
+        networks = NetWorldNetworks(config["parts"], config["width"], generator).requires_grad_(False)
+        model = cls(networks, LatentCodec(config["sizes"], generator).requires_grad_(False), config["returns"])
+        load_into_module(path, model._whole())
+        model.cpu_seconds = config["cpu_seconds"]
+        return model
+
+    def _whole(self) -> nn.Module:
+        return nn.ModuleDict({"networks": self.networks, "codec": self.codec})
 
     def rows(self, logs: Sequence[NetworkLog]) -> list[TaskRows]:
         """The logs as windows, task by task."""
