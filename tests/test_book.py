@@ -347,7 +347,7 @@ def test_an_interrupted_build_ends_its_kernels_and_keeps_the_old_book(toy: Toy) 
     process = subprocess.Popen([sys.executable, "-m", "fedmorl.cli", "book"], cwd=toy.root, stderr=subprocess.PIPE)
     pid = int(waited(lambda: pid_file.is_file() and pid_file.read_text()))
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and b"interrupted" in errors and b"Traceback" not in errors
     assert waited(lambda: not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes())
     assert page.read_text() == "the old book"
@@ -356,7 +356,7 @@ def test_an_interrupted_build_ends_its_kernels_and_keeps_the_old_book(toy: Toy) 
         pass  # the lock is free
 
 
-def waited(condition, seconds: float = 20.0):
+def waited(condition, seconds: float = 60.0):
     """The first true value of `condition`, asked ten times a second."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
