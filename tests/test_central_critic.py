@@ -53,7 +53,7 @@ def values(policy, log):
 
 def started(config, log):
     """A learner that has not learned yet, and all rows of the log."""
-    rows = module._columns(Scales(log), log)
+    rows = module.all_rows(Scales(log), log)
     return module._Learner(config, Sizes(**log.sizes), torch.Generator().manual_seed(0)), rows
 
 
@@ -171,7 +171,7 @@ def prepared(world, asked=1, **options):
     log, model = world
     policy = replace(SMALL, n_updates=1).fit(log, rng=np.random.default_rng(0))
     mixer = ImaginedRows(Augmentation(**{"n_rollouts": 20, "horizon": 3, "interval": 2} | options), model, log)
-    real = module.Rows(*(x[:64] for x in module._columns(policy.scales, log)))
+    real = module.Rows(*(x[:64] for x in module.all_rows(policy.scales, log)))
     rng = np.random.default_rng(1)
     batches = [mixer(real, policy.actors, policy.scales, rng) for _ in range(asked)]
     return mixer, batches, real, policy

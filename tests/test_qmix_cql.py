@@ -71,8 +71,8 @@ def started(config, log):
 
 def values(policy, log):
     with torch.no_grad():
-        seen = policy.agents.values(policy.scales.into("observations", log.observations))
-        return policy.team.value(seen, torch.tensor(log.actions), policy.scales.into("states", log.states)).numpy()
+        seen = policy.actors.values(policy.scales.into("observations", log.observations))
+        return policy.critics.value(seen, torch.tensor(log.actions), policy.scales.into("states", log.states)).numpy()
 
 
 # --- networks --------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_a_fit_is_the_same_from_the_same_seed_and_is_kept_in_a_file(tmp_path):
     kept = ChoicePolicy.load(tmp_path / "team.safetensors")
     np.testing.assert_array_equal(acts(kept, log), acts(first, log))
     assert kept.config == first.config and acts(kept, log).dtype == np.int64
-    seen = [p.agents.values(p.scales.into("observations", log.observations)).detach() for p in (first, kept)]
+    seen = [p.actors.values(p.scales.into("observations", log.observations)).detach() for p in (first, kept)]
     assert torch.equal(*seen)
 
 

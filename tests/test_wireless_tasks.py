@@ -247,7 +247,13 @@ def test_what_is_heard_adds_up_to_one_and_is_of_others(make):
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=list(MAKERS))
 def test_one_network_is_a_parallel_env(make):
-    parallel_api_test(NetworkParallelEnv(make(1), n_steps=5), num_cycles=10)
+    env = NetworkParallelEnv(make(1), n_steps=2)
+    parallel_api_test(env, num_cycles=10)  # PettingZoo's own assertions
+    env.reset(seed=0)
+    stay = dict.fromkeys(env.possible_agents, 0)
+    assert not any(env.step(stay)[3].values()) and env.agents
+    _, rewards, ended, cut, _ = env.step(stay)
+    assert all(cut.values()) and not any(ended.values()) and not env.agents and set(rewards) == set(stay)
 
 
 @pytest.mark.parametrize(

@@ -6,25 +6,23 @@ Letters: B batch, N agents, O observation, A action, S state.
 """
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedmorl.checkpoints import load_into_module, read_config, save_module
 from fedmorl.data.dataset import DatasetError
 from fedmorl.data.joint_transitions import JointTransitions
 from fedmorl.federated.clients import one_thread
+from fedmorl.learners.team_policy import MemorylessTeam
 from fedmorl.nn.banks import bank_mlp
 from fedmorl.nn.mlp import torch_generator
 from fedmorl.world_models.joint_dynamics import Scales
 from fedmorl.world_models.joint_networks import Sizes
 
-KIND = "team of deterministic actors"
 PENALTIES = ("expected", "logsumexp")
 
 
@@ -111,7 +109,7 @@ class CentralCritic:
         rng_network, rng_rows, rng_mix, rng_plan = rng.spawn(4)
         scales, sizes = Scales(data), Sizes(**data.sizes)
         learner = _Learner(self, sizes, torch_generator(rng_network))
-        columns = _columns(scales, data)
+        columns = all_rows(scales, data)
         with one_thread():
             for update in tqdm(range(self.n_updates), desc="policy", unit="update", disable=not progress):
                 chosen = torch.from_numpy(rng_rows.integers(len(data), size=self.batch_size))
@@ -196,39 +194,14 @@ class _Learner:
         return values.logsumexp(1) - np.log(len(actions))
 
 
-class TeamPolicy:
-    """Plays what `CentralCritic` learned; a team policy as `fedmorl.evaluation.team` has it."""
+class TeamPolicy(MemorylessTeam):
+    """Plays what `CentralCritic` learned."""
 
-    def __init__(self, actors: Actors, scales: Scales, config: CentralCritic, critics: nn.Module | None = None) -> None:
-        self.actors, self.scales, self.config, self.critics = actors, scales, config, critics
+    kind, learner, networks = "team of deterministic actors", CentralCritic, Actors
 
-    def start(self, batch: int, rng: np.random.Generator) -> None:
-        """It remembers nothing."""
-
-    def act(self, observations: np.ndarray, memory: None, rng: np.random.Generator) -> tuple[np.ndarray, None]:
-        """Joint actions (B, N, A)."""
-        wanted = (self.actors.sizes.n_agents, self.actors.sizes.observation_size)
-        if observations.shape[1:] != wanted:
-            raise ValueError(f"observations must have shape (B, {wanted[0]}, {wanted[1]}); got {observations.shape}")
-        return act_with(self.actors, self.scales, observations), None
-
-    def rewarded(self, memory: None, rewards: np.ndarray) -> None:
-        """Rewards are not looked at."""
-
-    def save(self, path: Path | str, provenance: Mapping[str, Any] | None = None) -> None:
-        """Write actors and scales to one safetensors file, whole or not at all."""
-        kept = {"kind": KIND, "learner": asdict(self.config), "sizes": asdict(self.actors.sizes)}
-        save_module(path, nn.ModuleDict({"actors": self.actors, "scales": self.scales}), kept, provenance or {})
-
-    @classmethod
-    def load(cls, path: Path | str) -> "TeamPolicy":
-        """The policy that `save` wrote; ValueError, one sentence, if the file holds none or one of another size."""
-        if (kept := read_config(path)).get("kind") != KIND:
-            raise ValueError(f"{path} does not hold a {KIND}")
-        config, sizes = CentralCritic(**kept["learner"]), Sizes(**kept["sizes"])
-        actors, scales = Actors(sizes, config.hidden, torch.Generator()), Scales.empty(sizes)
-        load_into_module(path, nn.ModuleDict({"actors": actors, "scales": scales}))
-        return cls(actors, scales, config)
+    def chosen(self, o: Tensor) -> Tensor:
+        """(B, N, O) -> (B, N, A) in [-1, 1]."""
+        return self.actors(o)
 
 
 def act_with(actors: Actors, scales: Scales, observations: np.ndarray) -> np.ndarray:
@@ -265,7 +238,8 @@ def rows_of(
     )
 
 
-def _columns(scales: Scales, data: JointTransitions) -> Rows:
+def all_rows(scales: Scales, data: JointTransitions) -> Rows:
+    """Every row of the data."""
     d = data
     return rows_of(
         scales, d.states, d.observations, d.actions, d.rewards, d.next_states, d.next_observations, d.terminated

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedmorl.data.network_logs import NetworkLog
 from fedmorl.federated.clients import one_thread
-from fedmorl.learners.networld_planner import Plan
+from fedmorl.learners.networld_planner import Plan, listened, reconsidered
 from fedmorl.nn.mlp import torch_generator
 from fedmorl.nn.residual import ResidualMLP
 from fedmorl.world_models.network_windows import CONDITION, TaskRows, conditions
@@ -92,8 +92,7 @@ class NetworkClone:
     ) -> Plan:
         """As `NetWorldPlanner.plan`."""
         z0 = self.model.codec.encode(task, observations) / self.model.codec.latent_sd
-        heard = self.messages and received is not None
-        m = torch.tensor(received) / self.model.codec.latent_sd if heard else torch.zeros_like(z0)
+        m, heard, note = listened(self.model, received, z0, wanted=self.messages)
         c = conditions(task, z0, m, torch.full((len(z0),), float(heard)))
         with torch.no_grad(), one_thread():
             log_pi = ACTION_CODE.pick(self.prior(c), n_levels)
@@ -102,9 +101,7 @@ class NetworkClone:
             else:
                 value = self._values(c, n_levels) + 0.1 * log_pi
                 actions = value.argmax(-1).numpy()
-        if held is not None and self.revise < 1:
-            actions = np.where(rng.random(len(actions)) < self.revise, actions, held)
-        return Plan(actions, heard, "")
+        return Plan(reconsidered(actions, held, self.revise, rng), heard, note)
 
     def _values(self, c: Tensor, n_levels: int) -> Tensor:
         assert self.q is not None

@@ -91,7 +91,7 @@ class NetWorldPlanner:
             If the task has no stem, or an observation is not finite or of another width.
         """
         z0 = self.model.codec.encode(task, observations) / self.model.codec.latent_sd
-        m, heard, note = self._message(received, z0)
+        m, heard, note = listened(self.model, received, z0, wanted=self.messages)
         c = conditions(task, z0, m, torch.full((len(z0),), float(heard)))
         generator = torch_generator(rng)
         with torch.no_grad(), one_thread():
@@ -100,10 +100,7 @@ class NetWorldPlanner:
             else:
                 bins = self._first_actions(self.trajectories(z0, c, generator), c)
                 level = ACTION_CODE.pick(bins, n_levels).argmax(-1)
-        actions = level.numpy()
-        if held is not None and self.revise < 1:
-            actions = np.where(rng.random(len(actions)) < self.revise, actions, held)
-        return Plan(actions, heard, note)
+        return Plan(reconsidered(level.numpy(), held, self.revise, rng), heard, note)
 
     # --- P2 ---------------------------------------------------------------------------------------------
 
@@ -157,18 +154,28 @@ class NetWorldPlanner:
     def _first_actions(self, x: Tensor, c: Tensor) -> Tensor:
         return self.model.networks.inverted(x[:, 0], x[:, 1], c)
 
-    def _message(self, received: np.ndarray | None, z0: Tensor) -> tuple[Tensor, bool, str]:
-        """(mean field (B, D), whether it is used, why not)."""
-        nothing = torch.zeros_like(z0)
-        if not self.messages:
-            return nothing, False, ""
-        if received is None:
-            note = "received is missing: planned without the mean field"
-        elif received.shape != tuple(z0.shape):
-            note = f"received must have shape {tuple(z0.shape)}; got {received.shape}: planned without the mean field"
-        elif not np.isfinite(received).all():
-            note = "received is not finite: planned without the mean field"
-        else:
-            return torch.tensor(received, dtype=torch.float32) / self.model.codec.latent_sd, True, ""
-        warnings.warn(note, stacklevel=3)
-        return nothing, False, note
+
+def listened(
+    model: NetWorldModel, received: np.ndarray | None, z0: Tensor, *, wanted: bool = True
+) -> tuple[Tensor, bool, str]:
+    """(mean field (B, D) in standard deviations, whether it is used, why not); a warning where it was wanted."""
+    nothing = torch.zeros_like(z0)
+    if not wanted:
+        return nothing, False, ""
+    if received is None:
+        note = "received is missing: planned without the mean field"
+    elif received.shape != tuple(z0.shape):
+        note = f"received must have shape {tuple(z0.shape)}; got {received.shape}: planned without the mean field"
+    elif not np.isfinite(received).all():
+        note = "received is not finite: planned without the mean field"
+    else:
+        return torch.tensor(received, dtype=torch.float32) / model.codec.latent_sd, True, ""
+    warnings.warn(note, stacklevel=3)
+    return nothing, False, note
+
+
+def reconsidered(levels: np.ndarray, held: np.ndarray | None, revise: float, rng: np.random.Generator) -> np.ndarray:
+    """(B,): each agent takes its new level with probability `revise`, and else keeps the one it holds, if any."""
+    if held is None or revise >= 1:
+        return levels
+    return np.where(rng.random(len(levels)) < revise, levels, held)

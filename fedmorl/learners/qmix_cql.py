@@ -10,9 +10,8 @@ Letters: B batch, K sampled joint actions, N agents, O observation, A actions, S
 """
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,17 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedmorl.checkpoints import load_into_module, read_config, save_module
 from fedmorl.data.dataset import DatasetError
 from fedmorl.data.joint_transitions import JointTransitions
 from fedmorl.federated.clients import one_thread
-from fedmorl.learners.central_critic import Rows, rows_of
+from fedmorl.learners.central_critic import Rows, all_rows
+from fedmorl.learners.team_policy import MemorylessTeam
 from fedmorl.nn.banks import bank_mlp
 from fedmorl.nn.mlp import mlp, torch_generator
 from fedmorl.world_models.joint_dynamics import Scales
 from fedmorl.world_models.joint_networks import Sizes
 
-KIND = "team of greedy choices"
 PENALTIES = ("logsumexp", "expected")
 
 Mixer = Callable[[Rows, Any, Scales, np.random.Generator], Rows]  # real rows -> a batch that may hold others
@@ -94,11 +92,9 @@ class QMixCQL:
         if not data.discrete:
             raise DatasetError("actions must be choices: these are numbers, over which no maximum can be taken")
         rng_network, rng_rows, rng_mix = rng.spawn(3)
-        scales, d = Scales(data), data
+        scales = Scales(data)
         learner = _Learner(self, Sizes(**data.sizes), torch_generator(rng_network))
-        columns = rows_of(
-            scales, d.states, d.observations, d.actions, d.rewards, d.next_states, d.next_observations, d.terminated
-        )
+        columns = all_rows(scales, data)
         with one_thread():
             for _ in tqdm(range(self.n_updates), desc="policy", unit="update", disable=not progress):
                 chosen = torch.from_numpy(rng_rows.integers(len(data), size=self.batch_size))
@@ -204,37 +200,11 @@ class _Learner:
         return self.team.value(values, drawn, rows.s).logsumexp(0) - np.log(k)
 
 
-class ChoicePolicy:
-    """Plays what `QMixCQL` learned, greedily; a team policy as `fedmorl.evaluation.team` has it."""
+class ChoicePolicy(MemorylessTeam):
+    """Plays what `QMixCQL` learned, greedily."""
 
-    def __init__(self, agents: Agents, scales: Scales, config: QMixCQL, team: Team | None = None) -> None:
-        self.agents, self.scales, self.config, self.team = agents, scales, config, team
+    kind, learner, networks = "team of greedy choices", QMixCQL, Agents
 
-    def start(self, batch: int, rng: np.random.Generator) -> None:
-        """It remembers nothing."""
-
-    def act(self, observations: np.ndarray, memory: None, rng: np.random.Generator) -> tuple[np.ndarray, None]:
-        """Joint actions (B, N), int64."""
-        wanted = (self.agents.sizes.n_agents, self.agents.sizes.observation_size)
-        if observations.shape[1:] != wanted:
-            raise ValueError(f"observations must have shape (B, {wanted[0]}, {wanted[1]}); got {observations.shape}")
-        with torch.inference_mode(), one_thread():
-            return self.agents.values(self.scales.into("observations", observations)).argmax(-1).numpy(), None
-
-    def rewarded(self, memory: None, rewards: np.ndarray) -> None:
-        """Rewards are not looked at."""
-
-    def save(self, path: Path | str, provenance: Mapping[str, Any] | None = None) -> None:
-        """Write agents and scales to one safetensors file, whole or not at all."""
-        kept = {"kind": KIND, "learner": asdict(self.config), "sizes": asdict(self.agents.sizes)}
-        save_module(path, nn.ModuleDict({"agents": self.agents, "scales": self.scales}), kept, provenance or {})
-
-    @classmethod
-    def load(cls, path: Path | str) -> "ChoicePolicy":
-        """The policy that `save` wrote; ValueError, one sentence, if the file holds none or one of another size."""
-        if (kept := read_config(path)).get("kind") != KIND:
-            raise ValueError(f"{path} does not hold a {KIND}")
-        config, sizes = QMixCQL(**kept["learner"]), Sizes(**kept["sizes"])
-        agents, scales = Agents(sizes, config.hidden, torch.Generator()), Scales.empty(sizes)
-        load_into_module(path, nn.ModuleDict({"agents": agents, "scales": scales}))
-        return cls(agents, scales, config)
+    def chosen(self, o: Tensor) -> Tensor:
+        """(B, N, O) -> (B, N) int64."""
+        return self.actors.values(o).argmax(-1)
