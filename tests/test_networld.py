@@ -350,6 +350,16 @@ def test_everybody_plays_the_same_networks_and_the_score_runs_from_logs_to_refer
     assert np.isnan(score(full, found[Logged], found[Logged] + 1e-9 * rng().standard_normal(8)))
 
 
+def test_rules_of_a_task_play_and_only_some_reconsider():
+    found = {r: merit(play(PowerControl(8, 5), Informed(r), 12, seed=3)) for r in ("reference", "fractional_reference")}
+    assert 0.95 < found["fractional_reference"].mean() / found["reference"].mean() < 1.03
+    hurried, calm = (
+        play(UserAssociation(16, 12), Informed("greedy_reference", revise=p), 12, seed=3) for p in (1, 0.3)
+    )
+    assert calm["handovers"].mean() < 0.5 * hurried["handovers"].mean()
+    assert calm["log_utility"].mean() > hurried["log_utility"].mean()
+
+
 @pytest.mark.parametrize("kind", ["clone", "clone_best", "q"])
 def test_baselines_play(kind, model, logs):
     policy = NetworkCloning(kind=kind, n_steps=5).fit(model, logs, rng=rng())

@@ -10,7 +10,7 @@ from fedmorl.tasks import power_control
 from fedmorl.tasks.cw_selection import WINDOWS, CWSelection, HeldWindows, best_level, closed_form, play_rounds
 from fedmorl.tasks.networks import NetworkParallelEnv
 from fedmorl.tasks.power_control import PowerControl, externality, fractional_programming, rates, wmmse
-from fedmorl.tasks.user_association import UserAssociation, loads, spectral_efficiency
+from fedmorl.tasks.user_association import UserAssociation, loads, ranks_of, spectral_efficiency
 
 MAKERS = {
     "cw": lambda e=2: CWSelection(e, 4),
@@ -146,6 +146,17 @@ def test_delay_costs_the_reference_little_and_random_powers_a_lot():
 
 
 # --- user association -----------------------------------------------------------------------------------
+
+
+def test_the_greedy_rule_is_the_best_rank_while_nobody_else_moves():
+    task = UserAssociation(4, 6, 3)
+    task.reset(rng(2))
+    ranks = task.greedy_reference()
+    alone, attached, rank_of = spectral_efficiency(task._snr_db), task._attached, ranks_of(task._snr_db)
+    for e in range(4):
+        for i in range(6):
+            load = [np.sum(np.delete(attached[e], i) == m) + 1 for m in range(3)]
+            assert rank_of[e, i, np.argmax(alone[e, i] / load)] == ranks[e, i]
 
 
 def test_nobody_gains_by_leaving_the_reference_alone():

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from fedmorl.data.network_logs import Wandering
-from fedmorl.learners.networld_planner import Plan
+from fedmorl.learners.networld_planner import Plan, reconsidered
 from fedmorl.tasks.networks import NetworkTask
 from fedmorl.world_models.latent_codec import D, mean_field, to_bytes
 from fedmorl.world_models.networld import NetWorldModel
@@ -65,15 +65,25 @@ class Logged:
 
 
 class Informed:
-    """The task's reference, which knows everything."""
+    """A rule that the task itself knows: `reference`, which knows everything, or another method of the same form.
+
+    revise : probability that an agent follows it in an epoch; else it keeps the level it holds.
+    """
+
+    def __init__(self, rule: str = "reference", *, revise: float = 1.0) -> None:
+        self.rule, self.revise = rule, revise
 
     def start(self, task: NetworkTask, rng: np.random.Generator) -> None:
         """It asks the task."""
-        self._task = task
+        self._levels, self._rng = getattr(task, self.rule), rng
+        self._held: np.ndarray | None = None
 
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Levels (E, N)."""
-        return self._task.reference()
+        levels = self._levels()
+        flat = reconsidered(levels.reshape(-1), self._held, self.revise, self._rng)
+        self._held = flat
+        return flat.reshape(levels.shape)
 
 
 class Always:

@@ -89,6 +89,14 @@ class UserAssociation:
                 load[rows, attached[:, i]] += 1
         return np.take_along_axis(ranks_of(self._snr_db), attached[..., None], -1)[..., 0]
 
+    def greedy_reference(self) -> np.ndarray:
+        """(E, N): ranks that each user would choose for itself, arg max_m R1_m / (L_m + 1), if nobody else moved."""
+        here = self._attached[..., None] == np.arange(self.n_stations)
+        others = loads(self._attached, self.n_stations)[:, None] - here
+        ranks = ranks_of(self._snr_db)
+        value = np.where(ranks < self.n_levels, spectral_efficiency(self._snr_db) / (others + 1), -np.inf)
+        return np.take_along_axis(ranks, value.argmax(-1)[..., None], -1)[..., 0]
+
     def weights(self) -> np.ndarray:
         """(E, N, N): the users of a cell count ten times as much as those of others."""
         together = self._attached[:, :, None] == self._attached[:, None, :]
