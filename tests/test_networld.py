@@ -12,7 +12,7 @@ from fedmorl.data.network_logs import NetworkLog, collect_network_log
 from fedmorl.evaluation.networks import Always, Informed, Logged, Planned, merit, play, score
 from fedmorl.federated import FitConfig
 from fedmorl.learners.network_cloning import NetworkCloning
-from fedmorl.learners.networld_planner import NetWorldPlanner
+from fedmorl.learners.networld_planner import NetWorldPlanner, reconsidered
 from fedmorl.tasks.cw_selection import CWSelection
 from fedmorl.tasks.power_control import PowerControl
 from fedmorl.tasks.user_association import UserAssociation
@@ -306,6 +306,14 @@ def test_those_who_do_not_revise_hold_their_level(model):
     planner = NetWorldPlanner(model=model, revise=1e-9)
     held = np.array([1, 2, 3, 4, 5])
     assert np.array_equal(planner.plan("pc", obs, received, 10, rng=rng(), held=held).actions, held)
+
+
+def test_only_those_who_reconsider_are_planned_for():
+    asked = []
+    held = np.arange(1000)
+    found = reconsidered(lambda who: asked.extend(who) or -who, 1000, held, 0.2, rng())
+    assert 150 < len(asked) < 250 and np.array_equal(np.flatnonzero(found != held), [i for i in asked if i])
+    assert reconsidered(lambda who: who + 1, 3, None, 0.2, rng()).tolist() == [1, 2, 3]
 
 
 def test_a_planner_without_its_networks_is_refused(logs, codec):

@@ -80,10 +80,9 @@ class Informed:
 
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Levels (E, N)."""
-        levels = self._levels()
-        flat = reconsidered(levels.reshape(-1), self._held, self.revise, self._rng)
-        self._held = flat
-        return flat.reshape(levels.shape)
+        found = self._levels().reshape(-1)
+        self._held = reconsidered(lambda who: found[who], len(found), self._held, self.revise, self._rng)
+        return self._held.reshape(observations.shape[:2])
 
 
 class Always:

@@ -94,14 +94,18 @@ class NetworkClone:
         z0 = self.model.codec.encode(task, observations) / self.model.codec.latent_sd
         m, heard, note = listened(self.model, received, z0, wanted=self.messages)
         c = conditions(task, z0, m, torch.full((len(z0),), float(heard)))
-        with torch.no_grad(), one_thread():
-            log_pi = ACTION_CODE.pick(self.prior(c), n_levels)
-            if self.q is None:
-                actions = torch.multinomial(log_pi.exp(), 1, generator=torch_generator(rng))[:, 0].numpy()
-            else:
-                value = self._values(c, n_levels) + 0.1 * log_pi
-                actions = value.argmax(-1).numpy()
-        return Plan(reconsidered(actions, held, self.revise, rng), heard, note)
+
+        def levels(who: np.ndarray) -> np.ndarray:
+            with torch.no_grad(), one_thread():
+                return self._levels(c[who], n_levels, torch_generator(rng)).numpy()
+
+        return Plan(reconsidered(levels, len(z0), held, self.revise, rng), heard, note)
+
+    def _levels(self, c: Tensor, n_levels: int, generator: torch.Generator) -> Tensor:
+        log_pi = ACTION_CODE.pick(self.prior(c), n_levels)
+        if self.q is None:
+            return torch.multinomial(log_pi.exp(), 1, generator=generator)[:, 0]
+        return (self._values(c, n_levels) + 0.1 * log_pi).argmax(-1)
 
     def _values(self, c: Tensor, n_levels: int) -> Tensor:
         assert self.q is not None

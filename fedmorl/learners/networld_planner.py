@@ -7,6 +7,7 @@ Letters: B agents, A levels, K draws, H epochs, D latent.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,14 +94,18 @@ class NetWorldPlanner:
         z0 = self.model.codec.encode(task, observations) / self.model.codec.latent_sd
         m, heard, note = listened(self.model, received, z0, wanted=self.messages)
         c = conditions(task, z0, m, torch.full((len(z0),), float(heard)))
-        generator = torch_generator(rng)
-        with torch.no_grad(), one_thread():
-            if self.method == "score":
-                level = self.scores(z0, c, n_levels, generator).argmax(-1)
-            else:
-                bins = self._first_actions(self.trajectories(z0, c, generator), c)
-                level = ACTION_CODE.pick(bins, n_levels).argmax(-1)
-        return Plan(reconsidered(level.numpy(), held, self.revise, rng), heard, note)
+
+        def levels(who: np.ndarray) -> np.ndarray:
+            with torch.no_grad(), one_thread():
+                return self._levels(z0[who], c[who], n_levels, torch_generator(rng)).numpy()
+
+        return Plan(reconsidered(levels, len(z0), held, self.revise, rng), heard, note)
+
+    def _levels(self, z0: Tensor, c: Tensor, n_levels: int, generator: torch.Generator) -> Tensor:
+        if self.method == "score":
+            return self.scores(z0, c, n_levels, generator).argmax(-1)
+        bins = self._first_actions(self.trajectories(z0, c, generator), c)
+        return ACTION_CODE.pick(bins, n_levels).argmax(-1)
 
     # --- P2 ---------------------------------------------------------------------------------------------
 
@@ -174,8 +179,20 @@ def listened(
     return nothing, False, note
 
 
-def reconsidered(levels: np.ndarray, held: np.ndarray | None, revise: float, rng: np.random.Generator) -> np.ndarray:
-    """(B,): each agent takes its new level with probability `revise`, and else keeps the one it holds, if any."""
+def reconsidered(
+    levels: Callable[[np.ndarray], np.ndarray],
+    n_agents: int,
+    held: np.ndarray | None,
+    revise: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """(B,): each agent keeps the level it holds, if any, but for those that reconsider, with probability `revise`.
+
+    levels : numbers of agents (B',) -> their new levels (B',); nobody else's are asked for.
+    """
     if held is None or revise >= 1:
-        return levels
-    return np.where(rng.random(len(levels)) < revise, levels, held)
+        return levels(np.arange(n_agents))
+    chosen, who = held.copy(), np.flatnonzero(rng.random(n_agents) < revise)
+    if len(who):
+        chosen[who] = levels(who)
+    return chosen
