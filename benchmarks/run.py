@@ -26,6 +26,7 @@ from typing import Any
 import batch
 import federated
 import logo
+import networld
 import numpy as np
 import python_peer
 import sequence
@@ -228,6 +229,7 @@ GROUPS = {
     "federated": federated.federated,
     "sequence": sequence.sequence,
     "logo": logo.logo,
+    "networld": networld.networld,
 }
 
 
