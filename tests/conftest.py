@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NEEDS = {"mads4_smax.ipynb": ("jaxmarl", "smax")}  # notebook -> (module, the extra that has it)
+NEEDS = {  # notebook -> (module, the extra that has it)
+    "mads4_smax.ipynb": ("jaxmarl", "smax"),
+    "networld_external.ipynb": ("mobile_env", "mobile"),
+}
 
 CONFIG = """\
 title: Toy
