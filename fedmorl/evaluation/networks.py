@@ -140,7 +140,10 @@ class Planned:
 
 
 def play(task: NetworkTask, policy: NetworkPolicy, n_epochs: int, *, seed: int) -> dict[str, np.ndarray]:
-    """Play `n_epochs` on the networks of `seed`, the same for every policy; each count (E,) over epochs 5 and later."""
+    """Play `n_epochs` on the networks of `seed`, the same for every policy; each count (E,).
+
+    Epochs 0 to 4 do not count; of five epochs or fewer the last one does.
+    """
     rng_task, rng_policy = np.random.default_rng(seed).spawn(2)
     observations = task.reset(rng_task)
     policy.start(task, rng_policy)

@@ -42,8 +42,8 @@ class NetWorldPlanner:
     ----------
     model : a trained `NetWorldModel`.
     method : "score" (P2) or "guide" (P1).
-    ddim_steps : levels visited; a divisor of 100. 4 and 5 are ours.
-    n_draws : futures of each level (P2) or trajectories of each agent (P1, whose first is taken).
+    ddim_steps : levels of noise that a plan visits, a divisor of 100; what is published has 4 for P2 and 5 for P1.
+    n_draws : futures of each level (P2); P1 draws one trajectory an agent.
     prior : weight of log pi_BC (P2).
     scale, guide_from : strength of the guide, and the least alpha_bar at which it pulls (P1). 0: no guidance.
     messages : False plans without the mean field, on purpose.
@@ -84,7 +84,7 @@ class NetWorldPlanner:
     ) -> Plan:
         """Observations (B, O) and mean fields (B, D) or None -> levels (B,).
 
-        held : (B,) the levels in use, which those keep that do not reconsider; needed where `revise` is below 1.
+        held : (B,) the levels in use, which those keep that do not reconsider; None: all plan, whatever `revise` is.
 
         Raises
         ------

@@ -18,7 +18,7 @@ def still(data: JointTransitions) -> np.ndarray:
 class KeptDynamics(JointDynamics):
     """A fitted model whose answers keep the numbers that are `still` in `data`; all else is the model's own."""
 
-    kept: np.ndarray  # (S,)
+    kept: np.ndarray  # (S,) bool
 
     @classmethod
     def of(cls, model: JointDynamics, data: JointTransitions) -> "KeptDynamics":
@@ -30,13 +30,13 @@ class KeptDynamics(JointDynamics):
         return told
 
     def predict(self, states: np.ndarray, observations: np.ndarray, actions: np.ndarray) -> Forecast:
-        """As the model's."""
+        """(B, S), (B, N, O), (B, N, A) -> what follows, by the model, but for the numbers that are kept."""
         return self._keep(states, super().predict(states, observations, actions))
 
     def draw(
         self, states: np.ndarray, observations: np.ndarray, actions: np.ndarray, rng: np.random.Generator
     ) -> Forecast:
-        """As the model's."""
+        """As `predict`, each row answered by one elite member, drawn at random."""
         return self._keep(states, super().draw(states, observations, actions, rng))
 
     def _keep(self, states: np.ndarray, found: Forecast) -> Forecast:
