@@ -179,6 +179,12 @@ def test_the_book_is_looked_for_at_or_above_the_working_folder(toy: Toy, tmp_pat
     assert fedmorl("status", cwd=toy.root / "notebooks").returncode == 0
 
 
+def test_a_misspelt_sweep_is_told_the_nearest_name() -> None:
+    root = Path(__file__).resolve().parent.parent
+    assert "did you mean networld?" in one_sentence(fedmorl("sweep", "networdl", "--dry-run", cwd=root))
+    assert "alone lists those there are" in one_sentence(fedmorl("sweep", "zzz", "--dry-run", cwd=root))
+
+
 # --- fedmorl simulate -----------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ process, its workers or the machine. Never repeat: finished runs are skipped, th
 """
 
 import contextlib
+import difflib
 import json
 import sys
 import threading
@@ -383,4 +384,9 @@ def find(root: Path, name: str) -> Path:
     path = Path(name)
     if path.exists() or path.suffix in (".yml", ".yaml"):
         return path
-    return root / FOLDER / f"{name}.yml"
+    found = root / FOLDER / f"{name}.yml"
+    if not found.exists():
+        near = difflib.get_close_matches(name, [one.stem for one in (root / FOLDER).glob("*.yml")], n=1)
+        hint = f"did you mean {near[0]}?" if near else "`fedmorl sweep` alone lists those there are"
+        raise RunError(f"there is no sweep {name} in {FOLDER}; {hint}")
+    return found

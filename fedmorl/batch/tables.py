@@ -96,7 +96,8 @@ def collect(sweep: Sweep, prune: bool = False) -> Collected:
     asked = {parameters_hash(run) for run in sweep.runs}
     lines += [] if prune else [line for line in old if line["given"] not in asked]
     if not lines:
-        raise RunError(f"no run of {sweep.path.relative_to(sweep.root)} is finished; run it with `fedmorl sweep`")
+        name, profile = sweep.path.relative_to(sweep.root), f", profile {sweep.profile}," if sweep.profile else ""
+        raise RunError(f"no run of {name}{profile} is finished; run it with `fedmorl sweep`, or name another --profile")
     _write(sweep.table, lines)
     return Collected(sweep.table, len(lines), fresh, state_of(sweep))
 
