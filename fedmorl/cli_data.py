@@ -141,7 +141,9 @@ def _add_mujoco(commands: Any) -> None:
         "--noise", type=float, default=0.0, metavar="SD", help="more noise on each action, before it is clipped"
     )
     mujoco.add_argument("--seed", type=int, default=0, metavar="S", help="0 to 999; same seed, same data (default: 0)")
-    mujoco.add_argument("--run", type=Path, help="folder of the training (default: _build/mujoco/SCENARIO-S)")
+    mujoco.add_argument(
+        "--run", type=Path, help="folder of the training (default: _build/mujoco/SCENARIO-S, or -S-T with --steps)"
+    )
     mujoco.add_argument("--steps", type=int, metavar="T", help="of the training (default: the body's own)")
     mujoco.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.h5", help="where the log goes")
 
@@ -273,6 +275,7 @@ def _collect(options: argparse.Namespace) -> int:
 def _collect_mujoco(options: argparse.Namespace) -> int:
     from fedmorl.data.joint_card import episode_returns
     from fedmorl.tasks.mujoco_data import check_arguments, collect_mujoco
+    from fedmorl.tasks.mujoco_training import load_or_train
 
     if options.output.exists():
         raise RunError(f"{options.output} exists; name another file, or remove it")
@@ -283,7 +286,8 @@ def _collect_mujoco(options: argparse.Namespace) -> int:
     given["agent_obsk"] = forms[options.observations]
     try:
         check_arguments(options.scenario, options.transitions, **given)
-        log = collect_mujoco(options.scenario, _run_of(options), options.transitions, **given)
+        run = load_or_train(options.scenario, options.run, seed=options.seed, steps=options.steps)
+        log = collect_mujoco(options.scenario, run, options.transitions, **given)
     except (ValueError, ModuleNotFoundError) as error:
         raise RunError(str(error)) from None
     log.save(options.output)
@@ -293,16 +297,3 @@ def _collect_mujoco(options: argparse.Namespace) -> int:
         f"(sd {returns.std():.0f}); content {log.content_hash[:12]}"
     )
     return 0
-
-
-def _run_of(options: argparse.Namespace) -> Any:
-    """The training run that the options name: the one in its folder, or a new one."""
-    from fedmorl.tasks.mujoco_training import Run, train
-
-    folder = options.run or Path("_build", "mujoco", f"{options.scenario}-{options.seed}")
-    if not (folder / "run.json").exists():
-        return train(options.scenario, folder, seed=options.seed, steps=options.steps)
-    run = Run.load(folder)
-    if options.steps not in (None, run.steps):
-        raise RunError(f"{folder} holds a run of {run.steps} steps; leave --steps out, or name another folder by --run")
-    return run

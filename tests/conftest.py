@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 NEEDS = {  # notebook -> (module, the extra that has it)
     "mads4_smax.ipynb": ("jaxmarl", "smax"),
     "networld_external.ipynb": ("mobile_env", "mobile"),
+    "mujoco_data.ipynb": ("stable_baselines3", "mamujoco"),
+    "logo_mujoco_prediction.ipynb": ("stable_baselines3", "mamujoco"),
+    "logo_mujoco_policy.ipynb": ("stable_baselines3", "mamujoco"),
 }
 
 CONFIG = """\

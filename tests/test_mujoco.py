@@ -32,6 +32,7 @@ from fedmorl.tasks.mujoco_training import (
     TrainedTeam,
     _write_run,
     exported,
+    load_or_train,
     train,
 )
 
@@ -548,6 +549,31 @@ def test_a_training_that_does_not_play_again_as_it_was_is_refused(run, tmp_path,
         collect_mujoco(HOPPER, early, 10, grade="medium-replay", progress=False)
 
 
+def test_a_run_is_trained_once_and_found_again(tmp_path, monkeypatch):
+    (tmp_path / "_toc.yml").touch()
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    trained = []
+
+    def training(scenario, folder, *, seed, steps, progress):
+        trained.append(folder)
+        folder.mkdir(parents=True)
+        made = replace(run_of(1.0, folder=folder), scenario=scenario, seed=seed, steps=steps or 1_000_000)
+        _write_run(made)
+        return made
+
+    monkeypatch.setattr("fedmorl.tasks.mujoco_training.train", training)
+    made, found = load_or_train(HOPPER, seed=3, steps=70), load_or_train(HOPPER, seed=3, steps=70)
+    assert found == made and trained == [tmp_path / "_build" / "mujoco" / "hopper-3x1-3-70"]
+    assert load_or_train(HOPPER, seed=3).steps == 1_000_000  # another folder
+    assert load_or_train(HOPPER, made.folder, seed=9) == made  # a folder is taken as it is
+    with pytest.raises(ValueError, match=r"holds a run of 70 steps; ask for no number of steps, or name"):
+        load_or_train(HOPPER, made.folder, steps=71)
+    with pytest.raises(ValueError, match="scenario must be one of"):
+        load_or_train("walker")
+    assert len(trained) == 2
+
+
 def test_the_command_collects_from_a_run_and_trains_where_there_is_none(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.chdir(tmp_path)
@@ -561,7 +587,7 @@ def test_the_command_collects_from_a_run_and_trains_where_there_is_none(run, tmp
     assert main(["data", "card", "log.h5"]) == 0 and "PPO/medium-expert" in capsys.readouterr().out
     for options, words in [
         (["-o", "log.h5"], "fedmorl data: log.h5 exists; "),
-        (["-o", "x.h5", "--steps", "7"], f"holds a run of {run.steps} steps; leave --steps out, or name another"),
+        (["-o", "x.h5", "--steps", "7"], f"holds a run of {run.steps} steps; ask for no number of steps, or"),
         (["-o", "x.h5", "--observations", "2"], "--observations must be one of full, 0, 1; got '2'"),
         (["-o", "x.h5", "--grade", "good"], "grade must be one of medium-replay, "),
     ]:
@@ -576,4 +602,5 @@ def test_the_command_collects_from_a_run_and_trains_where_there_is_none(run, tmp
     fresh = ["data", "collect-mujoco", HOPPER, "--transitions", "20", "--steps", "1000", "--seed", "2", "-o", "y.h5"]
     assert main([*fresh, "--grade", "good"]) == 1 and asked == []  # said before minutes of training
     assert main(fresh) == 0
-    assert asked == [(HOPPER, Path("_build/mujoco/hopper-3x1-2"), {"seed": 2, "steps": 1000})]
+    folder = tmp_path / "_build" / "mujoco" / "hopper-3x1-2-1000"
+    assert asked == [(HOPPER, folder, {"seed": 2, "steps": 1000, "progress": True})]

@@ -26,6 +26,7 @@ from torch import nn
 from fedmorl.checkpoints import load_into_module, read_config, save_module
 from fedmorl.evaluation.team import EVALUATION_SEED, play_team
 from fedmorl.nn.mlp import mlp
+from fedmorl.provenance import project_root
 from fedmorl.tasks.mujoco import (
     FULL,
     SCENARIOS,
@@ -75,7 +76,7 @@ class PPOSettings:
 # Rates, discounts and clips are those that RL Baselines3 Zoo tuned (MIT; hyperparams/ppo.yml, v3 bodies) ...
 SETTINGS = {
     "HalfCheetah": PPOSettings(
-        steps=1_000_000, n_envs=4, n_steps=128, batch_size=64, n_epochs=20, gamma=0.98, gae_lambda=0.92,
+        steps=500_000, n_envs=4, n_steps=128, batch_size=64, n_epochs=20, gamma=0.98, gae_lambda=0.92,
         learning_rate=2.0633e-5, clip_range=0.1, ent_coef=0.000401762, vf_coef=0.58096, max_grad_norm=0.8,
     ),
     "Hopper": PPOSettings(
@@ -268,6 +269,36 @@ def train(
     run = replace(run, checkpoints=checkpoints)
     _write_rollouts(folder / "rollouts.safetensors", rollouts)
     _write_run(run)
+    return run
+
+
+def load_or_train(
+    scenario: str, folder: Path | str | None = None, *, seed: int = 0, steps: int | None = None, progress: bool = True
+) -> Run:
+    """The run that stands in `folder`, or `train` it there; of two processes that ask at once, one trains.
+
+    Parameters
+    ----------
+    scenario, seed, steps, progress : as in `train`. A run that is there is taken as it is; ValueError, one sentence, if
+        it has other `steps` than are asked for.
+    folder : `_build/mujoco/SCENARIO-SEED` of the project if None, with `-STEPS` behind it if `steps` is given.
+    """
+    from filelock import FileLock
+
+    check_scenario(scenario)
+    if folder is None:
+        here = (project_root(Path.cwd()) or Path.cwd()) / "_build" / "mujoco"
+        folder = here / (f"{scenario}-{seed}" if steps is None else f"{scenario}-{seed}-{steps}")
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if not (folder / "run.json").exists():
+            return train(scenario, folder, seed=seed, steps=steps, progress=progress)
+        run = Run.load(folder)
+    if steps not in (None, run.steps):
+        raise ValueError(
+            f"{folder} holds a run of {run.steps} steps; ask for no number of steps, or name another folder"
+        )
     return run
 
 
