@@ -49,7 +49,7 @@ with the same RUN collect from it at once. A training that is interrupted begins
 
 GRADE            who plays
 expert           the policy that earned most, in ten episodes of an evaluation
-medium           of those before it, the one that earned closest to half as much
+medium           of those on the way there, the one that earned closest to half as much
 mixed            half of the transitions from each; OMIGA's data call this medium-expert
 medium-replay    nobody: episodes of the training, up to the medium policy, are played again as they were
 

@@ -168,6 +168,8 @@ def run_of(*returns, folder=Path("run")):
 def test_expert_earned_most_and_medium_half_as_much_on_the_way_there():
     medium, expert = medium_and_expert(run_of(10, 900, 1400, 2100, 3000, 1500))
     assert (medium.mean_return, expert.mean_return) == (1400, 3000)  # 1500 came after the expert
+    assert medium_and_expert(run_of(10, 1300, 2100, 1500, 3000))[0].mean_return == 1300  # 1500 had fallen back
+    assert medium_and_expert(run_of(10, 1900, 1500, 3000))[0].mean_return == 1900
     for none in (run_of(3000, 1000), run_of(-9, -5)):
         with pytest.raises(ValueError, match=r"has no checkpoint below its best, of return .* train for longer"):
             medium_and_expert(none)

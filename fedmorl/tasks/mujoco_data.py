@@ -45,7 +45,7 @@ def collect_mujoco(
     scenario : that of the run.
     run : what `fedmorl.tasks.mujoco_training.train` gave, or `Run.load`.
     n_transitions : whole episodes are logged until there are so many; "mixed" has half of them from each policy.
-    grade : "expert", the checkpoint with the largest return; "medium", the one before it whose return is closest to
+    grade : "expert", the checkpoint with the largest return; "medium", the one on the way there that is closest to
         half of that; "mixed", both, which OMIGA's data call medium-expert; "medium-replay", episodes of the training up
         to the medium checkpoint, at random, all of them if there are fewer.
     agent_obsk : what an agent sees, "full", 0 or 1.
@@ -103,7 +103,10 @@ def check_arguments(
 
 
 def medium_and_expert(run: Run) -> tuple[Checkpoint, Checkpoint]:
-    """The checkpoint with the largest return, and of those before it the one that is closest to half of it."""
+    """The checkpoint with the largest return, and the one on the way there that is closest to half of it.
+
+    The way ends with the first that reaches half: later ones may have fallen back to it, after better ones.
+    """
     expert = max(run.checkpoints, key=lambda one: one.mean_return)
     before = [one for one in run.checkpoints if one.step < expert.step]
     if not before or expert.mean_return <= 0:
@@ -111,7 +114,10 @@ def medium_and_expert(run: Run) -> tuple[Checkpoint, Checkpoint]:
             f"the run in {run.folder} has no checkpoint below its best, of return {expert.mean_return:.0f} at step "
             f"{expert.step}, to be called medium; train for longer"
         )
-    return min(before, key=lambda one: abs(one.mean_return - expert.mean_return / 2)), expert
+    half = expert.mean_return / 2
+    reached = next((one.step for one in before if one.mean_return >= half), expert.step)
+    on_the_way = [one for one in before if one.step <= reached]
+    return min(on_the_way, key=lambda one: abs(one.mean_return - half)), expert
 
 
 class DoneBefore:
