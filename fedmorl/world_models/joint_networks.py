@@ -59,7 +59,7 @@ class LocalNetwork(nn.Module):
     share_agents : one set of local weights for all agents, who are then told their index.
     gaussian : a variance is learned with every likelihood; else it is 1.
     delta : the local networks, and the second way, predict changes; what is deduced is never a change.
-    reward_from : "observations" as in Eqs. (3) and (4), or "all": the deduced reward is told state and actions too.
+    reward_from : "observations" as in Eqs. (3) and (4), or "all": reward and state are deduced from s and a too.
     detach : the loss of Eq. (4) does not reach the local networks.
     members : M.
 

@@ -32,7 +32,8 @@ class LOGO:
     likelihood : "gaussian" learns variances, "mse" has them at 1.
     delta : local models predict changes instead of what comes next.
     share_agents : the agents share their local weights and are told who they are.
-    reward_from : what the deduced reward is read from: "observations" (Eqs. 3, 4) or "all", state and actions too.
+    reward_from : what reward and next state are deduced from: "observations" (Eqs. 3, 4), or "all", the present
+        state and the actions too.
     detach : Eq. (4) trains the decoder alone.
     weights : of terms of the loss, by name (`TERMS`); 1 where none is given, as in the paper.
     members : copies of the whole, trained side by side on draws of their own; above 1 their disagreement is known.
