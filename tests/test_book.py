@@ -344,6 +344,7 @@ def test_an_interrupted_build_ends_its_kernels_and_keeps_the_old_book(toy: Toy) 
     page = old_book(toy)
     toy.add("a", "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(100)", quick={"seed": 3})
     pid_file = toy.root / "notebooks" / "pid"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would inherit "ignore it"
     process = subprocess.Popen([sys.executable, "-m", "fedmorl.cli", "book"], cwd=toy.root, stderr=subprocess.PIPE)
     pid = int(waited(lambda: pid_file.is_file() and pid_file.read_text()))
     process.send_signal(signal.SIGINT)
