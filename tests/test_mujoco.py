@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -574,6 +576,22 @@ def test_a_run_is_trained_once_and_found_again(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="scenario must be one of"):
         load_or_train("walker")
     assert len(trained) == 2
+
+
+def test_of_two_that_ask_at_once_one_trains(tmp_path, monkeypatch):
+    trained = []
+
+    def training(scenario, folder, **options):
+        trained.append(folder)
+        time.sleep(0.3)
+        folder.mkdir()
+        _write_run(run_of(1.0, folder=folder))
+        return Run.load(folder)
+
+    monkeypatch.setattr("fedmorl.tasks.mujoco_training.train", training)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: load_or_train(HOPPER, tmp_path / "run"), range(2))
+    assert first == second and len(trained) == 1
 
 
 def test_the_command_collects_from_a_run_and_trains_where_there_is_none(run, tmp_path, capsys, monkeypatch):
