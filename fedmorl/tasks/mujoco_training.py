@@ -75,9 +75,9 @@ class PPOSettings:
 
 
 # Rates, discounts and clips are those that RL Baselines3 Zoo tuned (MIT; hyperparams/ppo.yml, v3 bodies) for cheetah
-# and ant. With its own for the hopper two trainings of ours still stood at a return of 1,000 when they were ended, after
-# 690 and 290 thousand steps (the Zoo's issue 376 tells the same), so the hopper has stable-baselines3's defaults, but
-# for ReLU.
+# and ant. With its own for the hopper two trainings of ours still stood at a return of 1,000 when they were ended,
+# after 690 and 290 thousand steps (the Zoo's issue 376 tells the same), so the hopper has stable-baselines3's defaults,
+# but for ReLU.
 SETTINGS = {
     "HalfCheetah": PPOSettings(
         steps=500_000, n_envs=4, n_steps=128, batch_size=64, n_epochs=20, gamma=0.98, gae_lambda=0.92,
